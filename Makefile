@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python >= 3.11, make and a C compiler:
+# each sets up a private .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := streams_queue $(wildcard compat migrations) tests
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test check demo clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv, or renew it when pyproject.toml has changed
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test --group check
+	@touch $@
+
+test: $(STAMP)  ## run the test suite; ARGS="-k name --server redis-6.2" goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, formatting, types, import rules
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+
+demo: $(STAMP)  ## a queue at work, on a server of its own
+	$(BIN)/streams-queue demo
+
+clean:  ## remove everything that was built here
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

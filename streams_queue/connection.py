@@ -1,0 +1,288 @@
+"""`Settings` -> redis-py clients, and redis-py's exceptions -> ours.
+
+What redis-py decides by itself differs from version to version (retries, timeouts, protocol, host name
+checks), so everything is set here: nothing is sent twice behind our back, and nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import redis
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import connection as wire
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+from redis.backoff import NoBackoff
+
+from streams_queue import embedded
+from streams_queue.errors import (
+    ConfigurationError,
+    QueueUnavailable,
+    StreamsQueueError,
+    UnsupportedServer,
+)
+from streams_queue.settings import Address, Settings
+
+__all__ = ["REDIS_ERRORS", "Connection", "translate", "translated"]
+
+REDIS_ERRORS = (
+    exceptions.RedisError,
+    exceptions.RedisClusterException,
+    exceptions.ChildDeadlockedError,
+    OSError,  # TimeoutError among them
+)
+"""Everything a call through redis-py can fail with; `translate` knows each of them."""
+
+_MAX_CONNECTIONS = 64
+
+
+class Connection:
+    """One server, and the clients this event loop uses to talk to it.
+
+    Belongs to one event loop: a thread with a loop of its own makes its own Connection from the same
+    settings. Clients answer in bytes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._address = settings.address
+        self._client: Redis | RedisCluster | None = None
+        self._clients: list[Redis | RedisCluster] = []
+        self._opening = asyncio.Lock()
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the server is a Redis Cluster, where a prefix needs a hash tag."""
+        return self._address.kind == "cluster"
+
+    @property
+    def client(self) -> Redis | RedisCluster:
+        """The client for commands that do not block. Only after `open`."""
+        if self._client is None:
+            raise RuntimeError("await Connection.open() first")
+        return self._client
+
+    async def open(self) -> None:
+        """Connect and check the server; starts the embedded one if asked. Harmless when open already.
+
+        Raises:
+            ConfigurationError: wrong credentials, a missing permission, TLS that cannot be trusted.
+            UnsupportedServer: older than Redis 6.2.
+            QueueUnavailable: nothing answers there, or not now.
+        """
+        async with self._opening:
+            if self._client is not None:
+                return
+            if self._address.kind == "embedded":
+                path = await anyio.to_thread.run_sync(
+                    embedded.socket_path, self._address.path, abandon_on_cancel=True
+                )
+                self._address = Address("unix", path=path)
+            client = self._make(self.settings.timeout, _MAX_CONNECTIONS)
+            try:
+                with translated(f"{self.settings.display}: "):
+                    await _check(client)
+            except BaseException:
+                await self.close()
+                raise
+            self._client = client
+
+    def reader(self, block: float) -> Redis | RedisCluster:
+        """A client with one connection of its own, for reads that block up to `block` seconds."""
+        return self._make(block + self.settings.timeout, 1)
+
+    async def close(self) -> None:
+        """Close every client handed out. `open` may follow."""
+        clients, self._clients, self._client = self._clients, [], None
+        for client in clients:
+            with contextlib.suppress(*REDIS_ERRORS):
+                await client.aclose()
+
+    def _make(self, timeout: float, connections: int) -> Redis | RedisCluster:
+        address = self._address
+        common = _common(address, self.settings.timeout, timeout)
+        client: Redis | RedisCluster
+        if address.kind == "cluster":
+            client = _cluster(address, common)
+        elif address.kind == "sentinel":
+            client = self._by_sentinel(common, connections)
+        else:
+            client = Redis.from_pool(_pool(address, common, connections, self.settings.timeout))
+        self._clients.append(client)
+        return client
+
+    def _by_sentinel(self, common: dict[str, Any], connections: int) -> Redis:
+        address = self._address
+        plain = {name: value for name, value in common.items() if name not in {"username", "password", "db"}}
+        sentinel = Sentinel(
+            address.hosts,
+            sentinel_kwargs={**plain, "socket_timeout": self.settings.timeout, "ssl": address.tls},
+        )
+        self._clients.extend(sentinel.sentinels)
+        pool = _SentinelPool(
+            address.service,
+            sentinel,
+            connection_class=SentinelManagedSSLConnection if address.tls else SentinelManagedConnection,
+            max_connections=connections,
+            timeout=self.settings.timeout,
+            **common,
+        )
+        return Redis.from_pool(pool)
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Asks Sentinel for the primary, and waits for a free connection instead of failing."""
+
+
+class _OneAtATime(RedisCluster):
+    """Sends its commands one after the other, and so keeps one connection to each node.
+
+    redis-py sends ASKING and the command it is meant for over whatever connection is free: with
+    several, redirects during a slot move fail.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._turn = asyncio.Lock()
+        super().__init__(**options)
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        async with self._turn:
+            return await super().execute_command(*args, **kwargs)
+
+
+def _common(address: Address, connect_timeout: float, timeout: float) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": connect_timeout,
+        "decode_responses": False,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "health_check_interval": 0,
+    }
+    if address.kind != "unix":
+        options["socket_keepalive"] = True
+    if address.tls:
+        options |= _tls(address)
+    return options
+
+
+def _tls(address: Address) -> dict[str, Any]:
+    options = dict(address.options)
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name in options and not Path(options[name]).is_file():
+            raise ConfigurationError(f"{name}: there is no file {options[name]!r}")
+    verified = options.setdefault("ssl_cert_reqs", "required") == "required"
+    return {**options, "ssl_check_hostname": verified}
+
+
+def _pool(address: Address, common: dict[str, Any], connections: int, wait: float) -> BlockingConnectionPool:
+    where: dict[str, Any]
+    kind: type[wire.AbstractConnection]
+    if address.kind == "unix":
+        kind, where = wire.UnixDomainSocketConnection, {"path": address.path}
+    else:
+        host, port = address.hosts[0]
+        kind, where = wire.SSLConnection if address.tls else wire.Connection, {"host": host, "port": port}
+    return BlockingConnectionPool(
+        connection_class=kind, max_connections=connections, timeout=wait, **where, **common
+    )
+
+
+def _cluster(address: Address, common: dict[str, Any]) -> RedisCluster:
+    if int(redis.__version__.partition(".")[0]) < 6:
+        # From 6 on the given Retry speaks for these two as well.
+        common |= {"cluster_error_retry_attempts": 0, "connection_error_retry_attempts": 0}
+    return _OneAtATime(
+        startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+        require_full_coverage=False,  # a queue lives in one slot: others may be down
+        max_connections=_MAX_CONNECTIONS,
+        ssl=address.tls,
+        **common,
+    )
+
+
+async def _check(client: Redis | RedisCluster) -> None:
+    target: dict[str, Any] = {}
+    if isinstance(client, RedisCluster):
+        await client.initialize()
+        target = {"target_nodes": client.get_default_node()}
+    await client.execute_command("PING", **target)
+    # By feature, not by version: Valkey calls itself Redis 7.2.4.
+    if not any(await client.execute_command("COMMAND INFO", "XAUTOCLAIM", **target)):
+        info = await client.execute_command("INFO", "server", **target)
+        raise UnsupportedServer(
+            f"Redis {info.get('redis_version', 'of unknown version')} lacks XAUTOCLAIM: "
+            "Redis 6.2 or newer, or Valkey, is needed"
+        )
+
+
+@contextlib.contextmanager
+def translated(context: str = "") -> Iterator[None]:
+    """Raise what redis-py raises inside as an exception of ours, its text led by `context`."""
+    try:
+        yield
+    except REDIS_ERRORS as error:
+        ours = translate(error)
+        raise type(ours)(f"{context}{ours}") from error
+
+
+_DENIED = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.AuthenticationWrongNumberOfArgsError,
+    exceptions.NoPermissionError,
+)
+_DENIED_CODES = ("NOAUTH", "NOPERM", "WRONGPASS")
+
+
+def translate(error: BaseException) -> StreamsQueueError:
+    """The exception of ours for one of redis-py's or the operating system's.
+
+    ConfigurationError where a person has to act (credentials, permissions, TLS, a key of another type,
+    a prefix without a hash tag on Cluster), QueueUnavailable for everything else.
+    """
+    text = str(error) or type(error).__name__
+    if isinstance(error, _DENIED) or any(code in text for code in _DENIED_CODES):
+        return ConfigurationError(f"the server denied access: {text}")
+    if "WRONGTYPE" in text:
+        return ConfigurationError(
+            f"a key under this prefix belongs to another program: {text}; remove it, or choose another prefix"
+        )
+    if isinstance(error, exceptions.ClusterCrossSlotError | exceptions.CrossSlotTransactionError):
+        return ConfigurationError(
+            f"on Redis Cluster the prefix needs a hash tag, such as {{chat_api}}: {text}"
+        )
+    if _distrusted(error):
+        return ConfigurationError(
+            f"TLS failed: {text}; check the certificate, ssl_ca_certs and the host name"
+        )
+    return QueueUnavailable(text)
+
+
+def _distrusted(error: BaseException | None) -> bool:
+    while error is not None:
+        # An end of file in the handshake is a server going down, not one that is set up wrongly.
+        if isinstance(error, ssl.SSLError) and not isinstance(
+            error, ssl.SSLEOFError | ssl.SSLZeroReturnError
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,110 @@
+"""One server a run, clean before and after each test; no key may be left without a bound."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis as redis_py
+import redis.asyncio as redis_asyncio
+import servers
+
+UNBOUNDED = re.compile(
+    r"""
+    (?P<prefix>.+?):(?:
+        stream(?:|:high|:low)                  # delivery; an entry goes when its message is finished
+      | queue:(?:main|retry|scheduled|dlq)     # an id goes when its message is finished
+      | stats | meta                           # a fixed number of fields
+      | lost                                   # capped
+    )
+    """,
+    re.VERBOSE,
+)
+"""The keys that need no TTL. Beside these: the body of a message that still stands in a queue."""
+
+_BODY = re.compile(r"(?P<prefix>.+?):msg:(?P<id>[^:].*)")
+_numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server",
+        choices=servers.NAMES,
+        default=None,
+        help=f"the server to test against (default: {servers.DEFAULT})",
+    )
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[servers.AnyServer]:
+    """The run's server: `.url`, `.client()`."""
+    asked = request.config.getoption("--server")
+    name = asked or servers.DEFAULT
+    try:
+        running = servers.start_any(name, tmp_path_factory.mktemp(name))
+    except servers.Missing as reason:
+        if asked:
+            pytest.exit(f"--server {name}: {reason}", returncode=3)
+        pytest.skip(f"{name}: {reason}")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix no other test of this run uses."""
+    return f"t{next(_numbers)}"
+
+
+@pytest.fixture
+async def redis(server: servers.AnyServer) -> AsyncIterator[redis_asyncio.Redis]:
+    """A raw client that answers in text."""
+    async with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def raw(server: servers.AnyServer) -> AsyncIterator[redis_asyncio.Redis]:
+    """A raw client that answers in bytes."""
+    async with server.client(decode_responses=False) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _bounded_keys(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test that uses the server: every key has a TTL or is on the list; then all are gone."""
+    if "server" not in request.fixturenames:
+        yield
+        return
+    server: servers.AnyServer = request.getfixturevalue("server")
+    yield
+    with server.sync_client() as client:
+        left = [] if request.node.get_closest_marker("leaks") else unbounded(client)
+        client.flushall()
+    assert not left, "keys without a bound: " + ", ".join(left)
+
+
+def unbounded(client: redis_py.Redis) -> list[str]:
+    """Every key, with its type, that has neither a TTL nor a place on the list of the unbounded."""
+    return [
+        f"{key} ({client.type(key)})"
+        for key in sorted(client.scan_iter(count=1000))
+        if client.pttl(key) == -1 and not UNBOUNDED.fullmatch(key) and not _is_waiting_body(client, key)
+    ]
+
+
+def _is_waiting_body(client: redis_py.Redis, key: str) -> bool:
+    match = _BODY.fullmatch(key)
+    return match is not None and any(
+        client.zscore(f"{match['prefix']}:queue:{queue}", match["id"]) is not None
+        for queue in ("main", "retry", "scheduled")
+    )
