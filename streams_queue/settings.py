@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -94,10 +94,9 @@ class Settings(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Settings(url={self.display!r}, timeout={self.timeout!r})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+    def __rich_repr__(self) -> list[tuple[str, object]]:
         # msgspec's own would hand the bare URL to rich's tracebacks.
-        yield "url", self.display
-        yield "timeout", self.timeout
+        return [("url", self.display), ("timeout", self.timeout)]
 
 
 def redact(url: str) -> str:

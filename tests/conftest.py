@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis as redis_py
 import redis.asyncio as redis_asyncio
+
 import servers
 
 UNBOUNDED = re.compile(
@@ -96,7 +97,7 @@ def _bounded_keys(request: pytest.FixtureRequest) -> Iterator[None]:
 def unbounded(client: redis_py.Redis) -> list[str]:
     """Every key, with its type, that has neither a TTL nor a place on the list of the unbounded."""
     return [
-        f"{key} ({client.type(key)})"
+        f"{key} ({client.type(key)!s})"
         for key in sorted(client.scan_iter(count=1000))
         if client.pttl(key) == -1 and not UNBOUNDED.fullmatch(key) and not _is_waiting_body(client, key)
     ]

@@ -38,7 +38,9 @@ class AnyServer(Protocol):
     """What the `server` fixture promises, be it a process or a container."""
 
     name: str
-    url: str
+
+    @property
+    def url(self) -> str: ...
 
     def client(self, **options: Any) -> redis.asyncio.Redis: ...
 
@@ -149,7 +151,7 @@ class Server(_Clients):
                 cwd=self.directory,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  (one C call, no locks)
             )
         try:
             wait_until(self._answers, _START_SECONDS, f"{self.name} answering")
@@ -211,7 +213,7 @@ class Container(_Clients):
         image = os.environ.get("STREAMS_QUEUE_TEST_IMAGE", "redis:8")
         self.name = f"testcontainers ({image})"
         try:
-            from testcontainers.community.redis import RedisContainer
+            from testcontainers.community.redis import RedisContainer  # noqa: PLC0415  (may be absent)
 
             self._container = RedisContainer(image)
             self._container.start()
