@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
 import redis
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -21,6 +20,7 @@ from redis.asyncio import connection as wire
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -87,10 +87,9 @@ class Connection:
         async with self._opening:
             if self._client is not None:
                 return
-            if self._address.kind == "embedded":
-                path = await anyio.to_thread.run_sync(
-                    embedded.socket_path, self._address.path, abandon_on_cancel=True
-                )
+            address = self.settings.address
+            if address.kind == "embedded":
+                path = await asyncio.to_thread(embedded.socket_path, address.path)
                 self._address = Address("unix", path=path)
             client = self._make(self.settings.timeout, _MAX_CONNECTIONS)
             try:
@@ -102,7 +101,12 @@ class Connection:
             self._client = client
 
     def reader(self, block: float) -> Redis | RedisCluster:
-        """A client with one connection of its own, for reads that block up to `block` seconds."""
+        """A client with one connection of its own, for reads that block up to `block` seconds.
+
+        Only after `open`. Make one and keep it: it reconnects by itself, and lives until `close`.
+        """
+        if self._client is None:
+            raise RuntimeError("await Connection.open() first")
         return self._make(block + self.settings.timeout, 1)
 
     async def close(self) -> None:
@@ -172,6 +176,7 @@ def _common(address: Address, connect_timeout: float, timeout: float) -> dict[st
         "socket_timeout": timeout,
         "socket_connect_timeout": connect_timeout,
         "decode_responses": False,
+        "encoding_errors": "surrogateescape",  # an id that another program wrote in no encoding goes back as it came
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
@@ -201,9 +206,7 @@ def _pool(address: Address, common: dict[str, Any], connections: int, wait: floa
     else:
         host, port = address.hosts[0]
         kind, where = wire.SSLConnection if address.tls else wire.Connection, {"host": host, "port": port}
-    return BlockingConnectionPool(
-        connection_class=kind, max_connections=connections, timeout=wait, **where, **common
-    )
+    return BlockingConnectionPool(connection_class=kind, max_connections=connections, timeout=wait, **where, **common)
 
 
 def _cluster(address: Address, common: dict[str, Any]) -> RedisCluster:
@@ -260,29 +263,26 @@ def translate(error: BaseException) -> StreamsQueueError:
     a prefix without a hash tag on Cluster), QueueUnavailable for everything else.
     """
     text = str(error) or type(error).__name__
+    if isinstance(error, MasterNotFoundError):
+        # Some versions of redis-py go on with the repr of each client, password included.
+        text = f"{text.partition(' : ')[0]} (Sentinels that ask for a password are not supported)"
     if isinstance(error, _DENIED) or any(code in text for code in _DENIED_CODES):
         return ConfigurationError(f"the server denied access: {text}")
     if "WRONGTYPE" in text:
         return ConfigurationError(
             f"a key under this prefix belongs to another program: {text}; remove it, or choose another prefix"
         )
-    if isinstance(error, exceptions.ClusterCrossSlotError | exceptions.CrossSlotTransactionError):
-        return ConfigurationError(
-            f"on Redis Cluster the prefix needs a hash tag, such as {{chat_api}}: {text}"
-        )
+    if isinstance(error, exceptions.ClusterCrossSlotError):
+        return ConfigurationError(f"on Redis Cluster the prefix needs a hash tag, such as {{chat_api}}: {text}")
     if _distrusted(error):
-        return ConfigurationError(
-            f"TLS failed: {text}; check the certificate, ssl_ca_certs and the host name"
-        )
+        return ConfigurationError(f"TLS failed: {text}; check the certificate, ssl_ca_certs and the host name")
     return QueueUnavailable(text)
 
 
 def _distrusted(error: BaseException | None) -> bool:
     while error is not None:
         # An end of file in the handshake is a server going down, not one that is set up wrongly.
-        if isinstance(error, ssl.SSLError) and not isinstance(
-            error, ssl.SSLEOFError | ssl.SSLZeroReturnError
-        ):
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return True
         error = error.__cause__ or error.__context__
     return False

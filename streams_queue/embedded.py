@@ -35,7 +35,7 @@ from streams_queue.errors import ConfigurationError, QueueUnavailable
 __all__ = ["socket_path"]
 
 _START_SECONDS = 60.0  # a large append-only file takes its time to load
-_HANDOVER_SECONDS = 5.0  # how long the keeper of a process that has just ended may need to let go
+_HANDOVER_SECONDS = 3.0  # how long the keeper of a process that has just ended may need to let go
 _LONGEST_TEMP = 60  # a unix socket's whole path has to stay below 104 bytes
 _BREAKS_CONFIG = re.compile(r"[\s'\"\\]")  # the server's configuration takes a path as one bare word
 

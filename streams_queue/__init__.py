@@ -1,0 +1,47 @@
+"""streams-queue: a message queue on Redis Streams that knows each message's place in line."""
+
+from streams_queue.errors import (
+    ConfigurationError,
+    Expired,
+    HandlerFailed,
+    InvalidMessage,
+    LeaseLost,
+    MigrationError,
+    NotFound,
+    QueueFull,
+    QueueUnavailable,
+    RateLimited,
+    Rejected,
+    Removed,
+    StreamsQueueError,
+    UnsupportedServer,
+)
+from streams_queue.execution import Reject, Retry
+from streams_queue.model import Message, Receipt, Stats, Status
+from streams_queue.queue import Queue
+from streams_queue.worker import Worker
+
+__all__ = [
+    "ConfigurationError",
+    "Expired",
+    "HandlerFailed",
+    "InvalidMessage",
+    "LeaseLost",
+    "Message",
+    "MigrationError",
+    "NotFound",
+    "Queue",
+    "QueueFull",
+    "QueueUnavailable",
+    "RateLimited",
+    "Receipt",
+    "Reject",
+    "Rejected",
+    "Removed",
+    "Retry",
+    "Stats",
+    "Status",
+    "StreamsQueueError",
+    "UnsupportedServer",
+    "Worker",
+]

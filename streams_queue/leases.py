@@ -1,0 +1,101 @@
+"""Leases kept alive from a thread of their own, so that a blocked event loop does not lose its messages."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from streams_queue.connection import Connection
+from streams_queue.errors import StreamsQueueError
+from streams_queue.keys import Keys
+from streams_queue.model import Lease
+from streams_queue.settings import Settings
+from streams_queue.transitions import Transitions
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 10
+"""Leases without a sign of the main loop after which renewing stops: what hangs for ever must not hold for ever."""
+
+
+class LeaseKeeper:
+    """Renews what one consumer holds every third of the lease, over a connection of its own.
+
+    The thread shares nothing with the main loop but a locked table and the time of its last sign.
+
+    Args:
+        lease: seconds.
+        lost: called in the main loop with each lease that is lost.
+    """
+
+    def __init__(
+        self, settings: Settings, keys: Keys, consumer: str, lease: float, lost: Callable[[Lease], None]
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._consumer = consumer
+        self._lease = lease
+        self._lost = lost
+        self._table: set[Lease] = set()
+        self._lock = threading.Lock()
+        self._sign = time.monotonic()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to renew; call it in the main loop."""
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(loop)), name="streams-queue leases", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew no more; returns at once."""
+        self._stop.set()
+
+    def hold(self, lease: Lease) -> None:
+        """Renew this lease too."""
+        with self._lock:
+            self._table.add(lease)
+
+    def drop(self, lease: Lease) -> None:
+        """Renew it no more."""
+        with self._lock:
+            self._table.discard(lease)
+
+    def sign(self) -> None:
+        """The main loop is alive."""
+        self._sign = time.monotonic()
+
+    async def _run(self, main: asyncio.AbstractEventLoop) -> None:
+        connection = Connection(self._settings)
+        transitions = Transitions(connection, self._keys)
+        pause = self._lease / 3
+        try:
+            while not await asyncio.to_thread(self._stop.wait, pause):
+                if time.monotonic() - self._sign > PATIENCE * self._lease:
+                    logger.error("the event loop is blocked for %d leases: its messages are left to others", PATIENCE)
+                    return
+                pause = self._lease / 3 if await self._renew(connection, transitions, main) else self._lease / 10
+        finally:
+            await connection.close()
+
+    async def _renew(self, connection: Connection, transitions: Transitions, main: asyncio.AbstractEventLoop) -> bool:
+        with self._lock:
+            held = list(self._table)
+        if not held:
+            return True
+        try:
+            await connection.open()
+            answers = await transitions.renew(self._consumer, held)
+        except StreamsQueueError as error:
+            logger.warning("leases cannot be renewed at present: %s", error)
+            return False
+        for lease, still_held in zip(held, answers, strict=True):
+            if not still_held:
+                self.drop(lease)
+                if not main.is_closed():
+                    main.call_soon_threadsafe(self._lost, lease)
+        return True

@@ -1,0 +1,60 @@
+-- claim: queued -> processing, highest priority first, what was handed back before what is new
+-- KEYS     house
+-- ARGV     consumer max_messages max_bytes
+-- RETURNS  {paused (0 or 1), entries looked at, rows}; a row is {id, entry, delivery, hash as a flat list}
+--- include house
+--- include place
+--- include take
+local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[2], 1), number(ARGV[3], 0)
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local lease_ms = lease_in_force()
+if not lease_ms then return NOT_JOINED end
+if call('HGET', META, 'paused') == '1' then return {1, 0, {}} end
+
+-- XPENDING finds what was handed back, XCLAIM takes it over and gives the id. Redis 6.2 leaves a deleted entry pending.
+local function handed_back(letter, wanted)
+  local entries = {}
+  for _, pending in ipairs(call('XPENDING', STREAMS[letter], GROUP, '-', '+', wanted, RETURNED)) do
+    entries[#entries + 1] = pending[1]
+  end
+  if #entries == 0 then return {} end
+  local claimed, seen = {}, {}
+  for _, entry in ipairs(call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, unpack(entries))) do
+    if entry then
+      claimed[#claimed + 1] = entry
+      seen[entry[1]] = true
+    end
+  end
+  for _, entry in ipairs(entries) do
+    if not seen[entry] then call('XACK', STREAMS[letter], GROUP, entry) end
+  end
+  return claimed
+end
+
+local function new_entries(letter, wanted)
+  local reply = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', wanted, 'STREAMS', STREAMS[letter], '>')
+  return reply and reply[1] and reply[1][2] or {}
+end
+
+local now, rows, bytes, looked_at = server_time(), {}, 0, 0
+local function take_from(source)
+  for _, letter in ipairs(PRIORITIES) do
+    local wanted = max_messages - #rows
+    if wanted > 0 and bytes < max_bytes then
+      for _, found in ipairs(source(letter, wanted)) do
+        local row = take(letter, found[1], found[2] and found[2][2], consumer, lease_ms, now, bytes < max_bytes)
+        looked_at = looked_at + 1
+        if row then
+          rows[#rows + 1] = row
+          bytes = bytes + size_of(row)
+        end
+      end
+    end
+  end
+end
+
+take_from(handed_back)
+take_from(new_entries)
+return finish({0, looked_at, rows})

@@ -1,0 +1,68 @@
+-- The keys that every script receives first, in the order of Keys.house (keys.py), and what all scripts share.
+local MAIN, RETRY, SCHEDULED, DLQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local STREAMS = {h = KEYS[5], n = KEYS[6], l = KEYS[7]}
+local STATS, META, LOST = KEYS[8], KEYS[9], KEYS[10]
+local LINES = {h = KEYS[11], l = KEYS[12]}
+local BODILESS = KEYS[13]
+local HOUSE = 13
+
+local PREFIX = string.sub(MAIN, 1, -#':queue:main' - 1)
+local GROUP = 'workers'
+local PRIORITIES = {'h', 'n', 'l'}
+local RETURNED, PARKED = 'returned', 'parked'  -- consumers that hold what was handed back, and what a foreign lock holds up
+
+local call, try = redis.call, redis.pcall
+local function failed(reply) return type(reply) == 'table' and reply.err ~= nil end
+
+local function message_key(id) return PREFIX .. ':msg:' .. id end
+local function lock_key(id) return PREFIX .. ':lock:' .. id end
+local function done_key(id) return PREFIX .. ':done:' .. id end
+
+local function number(value, default) return tonumber(value) or default end
+
+-- Seconds since the epoch, by the server's clock, to the microsecond.
+local function server_time()
+  local time = call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+local function seconds(time) return string.format('%.6f', time) end
+
+-- A script that met a key of the wrong type in the middle would leave half of its work done: look before the first write.
+local function wrong_type()
+  local wanted = {
+    [MAIN] = 'zset', [RETRY] = 'zset', [SCHEDULED] = 'zset', [DLQ] = 'zset', [LOST] = 'zset', [BODILESS] = 'zset',
+    [LINES.h] = 'zset', [LINES.l] = 'zset', [STREAMS.h] = 'stream', [STREAMS.n] = 'stream', [STREAMS.l] = 'stream',
+    [META] = 'hash',
+  }
+  for key, kind in pairs(wanted) do
+    local found = call('TYPE', key).ok
+    if found ~= kind and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a ' .. kind)
+    end
+  end
+end
+
+-- Statistics come last and never fail a script: a counter that somebody made a text stays as it is.
+local counted = {}
+local function count(name, by) counted[name] = (counted[name] or 0) + (by or 1) end
+local function write_counts()
+  for name, by in pairs(counted) do try('HINCRBY', STATS, name, by) end
+end
+
+-- Tells the processes that listen to this message; the channels stand in its hash, separated by spaces.
+local told = {}
+local function tell(listeners, id, status, detail)
+  for channel in string.gmatch(listeners or '', '%S+') do
+    told[#told + 1] = {channel, id .. '\n' .. status .. '\n' .. (detail or '')}
+  end
+end
+local function send_told()
+  for _, event in ipairs(told) do try('PUBLISH', event[1], event[2]) end
+end
+
+local function finish(answer)
+  write_counts()
+  send_told()
+  return answer
+end

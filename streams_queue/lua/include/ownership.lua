@@ -1,0 +1,54 @@
+-- Who holds a message. The truth is its hash (_sq_entry, _sq_owner, _sq_deliveries) and the lock beside it.
+
+local function token_of(entry, delivery) return entry .. '/' .. delivery end
+
+-- Whether `consumer` still holds this delivery. A missing lock has two meanings: entry idle for less than the lease
+-- means that somebody deleted it by hand, and the holder has lost the message; idle for longer means that it ran out
+-- during an outage, and the holder keeps it as long as nobody else claimed it.
+local function holds(id, body, consumer, entry, delivery, lease_ms)
+  if not body or body._sq_entry ~= entry or body._sq_owner ~= consumer or body._sq_deliveries ~= delivery then
+    return false
+  end
+  local owner = try('GET', lock_key(id))
+  if owner then return owner == consumer end
+  local live = live_entry(body)
+  local pending = try('XPENDING', STREAMS[letter_of(body)], GROUP, live, live, 1)
+  if pending.err or not pending[1] then return true end  -- the stream is gone, but nobody has claimed the message since
+  return pending[1][2] == consumer and pending[1][3] >= lease_ms
+end
+
+-- Whether this very finish was applied before and only its reply was lost: the status it ended in, else nil.
+local function settled_before(id, body, token)
+  if body then return body._sq_settled == token and (body.status == 'error' and 'error' or 'retry') end
+  local marker = try('GET', done_key(id))
+  if type(marker) == 'string' and string.match(marker, '^%w+\n([^\n]*)') == token then
+    return string.match(marker, '^%w+')
+  end
+end
+
+-- Dead letter: body kept for as long as dead letters are, slot freed.
+local function bury(id, body, now, dead_letter_ttl, reason, error)
+  local letter, entry = letter_of(body), live_entry(body)
+  if entry then drop_entry(letter, entry) end
+  leave_all_sets(id, letter)
+  call('ZADD', DLQ, now, id)
+  call('HSET', message_key(id), 'status', 'error', 'error', error, 'moved_to_dlq_at', seconds(now), '_sq_reason', reason,
+       '_sq_entry', letter)
+  call('HDEL', message_key(id), '_sq_owner')
+  arm_body(id, dead_letter_ttl)
+  call('DEL', lock_key(id))
+  free_slot(body, id)
+  forget_user(body, id)
+  count('dlq_messages')
+  tell(body._sq_listener, id, 'error', error)
+end
+
+-- Back in line where it stood: held by `returned` until a worker takes it, its delivery uncharged. Where the entry is
+-- gone with its stream, `reconcile` gives the message a new one.
+local function hand_back(id, letter, entry)
+  local claimed = try('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
+  if failed(claimed) or #claimed == 0 then entry = '' end
+  call('HSET', message_key(id), 'status', 'queued', '_sq_entry', letter .. entry)
+  call('HDEL', message_key(id), '_sq_owner')
+  call('DEL', lock_key(id))
+end

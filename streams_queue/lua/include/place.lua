@@ -1,0 +1,143 @@
+-- Where a message stands: its entry in a stream, its place in the documented sets, its body and what hangs on it.
+
+local ORPHAN_TTL = 3600    -- seconds left to a body that somebody took out of every queue
+local EXPIRED_TTL = 60     -- seconds that a marker without a result stays
+local LOST_CAP = 10000     -- how many ids P:lost remembers
+
+-- A body is a hash that has a timestamp; nil for anything less, a key of another type included.
+local BODY = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_ttl', '_sq_listener', '_sq_crashes',
+              'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types'}
+local function read_body(id)
+  local values = try('HMGET', message_key(id), unpack(BODY))
+  if values.err or not values[1] then return nil end
+  local body = {}
+  for i, name in ipairs(BODY) do body[name] = values[i] or nil end
+  return body
+end
+
+-- _sq_entry is a priority's letter, followed by the id of the live entry where there is one.
+local function letter_of(body)
+  local letter = body and body._sq_entry and string.sub(body._sq_entry, 1, 1)
+  return STREAMS[letter] and letter or 'n'
+end
+local function live_entry(body)
+  local entry = body and body._sq_entry and string.sub(body._sq_entry, 2)
+  if entry and string.match(entry, '^%d+%-%d+$') then return entry end
+end
+
+-- Streams are shared with other programs: whether the entry is still there is asked, never assumed.
+local function entry_exists(letter, entry)
+  return entry and call('XRANGE', STREAMS[letter], entry, entry, 'COUNT', 1)[1] ~= nil
+end
+
+-- Takes an entry off the stream. Never deletes a hash.
+local function drop_entry(letter, entry)
+  try('XACK', STREAMS[letter], GROUP, entry)  -- no group: nothing to acknowledge
+  call('XDEL', STREAMS[letter], entry)
+end
+
+-- The score of the next message: server time, one microsecond after the newest place in line. Scores that an
+-- outsider put more than a minute ahead do not count, or they would drag every later one along.
+local last_score
+local function next_score(now)
+  if not last_score then
+    local newest = call('ZREVRANGEBYSCORE', MAIN, now + 60, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    last_score = number(newest[2], 0)
+  end
+  last_score = math.max(now, last_score + 0.000001)
+  return last_score
+end
+
+-- At the tail of the line: a stream entry and a place in main. Returns the value of _sq_entry.
+-- XADD comes first: at maxmemory it is refused, and then nothing was written.
+local function join_line(id, letter, score)
+  local entry = call('XADD', STREAMS[letter], '*', 'id', id)
+  call('ZADD', MAIN, score, id)
+  if LINES[letter] then call('ZADD', LINES[letter], score, id) end
+  return letter .. entry
+end
+
+local function leave_line(id, letter)
+  call('ZREM', MAIN, id)
+  if LINES[letter] then call('ZREM', LINES[letter], id) end
+end
+
+local function leave_all_sets(id, letter)
+  leave_line(id, letter)
+  call('ZREM', RETRY, id)
+  call('ZREM', SCHEDULED, id)
+  call('ZREM', DLQ, id)
+end
+
+local function place_of(id)
+  return call('ZSCORE', MAIN, id) or call('ZSCORE', RETRY, id) or call('ZSCORE', SCHEDULED, id) or call('ZSCORE', DLQ, id)
+end
+
+-- The body's time to live, from now on, plus the seconds until the message is due.
+local function arm_body(id, ttl, until_due)
+  ttl = number(ttl)
+  if ttl then
+    call('EXPIRE', message_key(id), math.ceil(ttl + (until_due or 0)))
+  else
+    call('PERSIST', message_key(id))
+  end
+end
+
+-- What an outsider left without a place gets an end; it keeps an earlier one.
+local function bound_orphan(id)
+  if call('TTL', message_key(id)) == -1 then call('EXPIRE', message_key(id), ORPHAN_TTL) end
+end
+
+-- A slot belongs to the message whose id it holds, and only a key of this queue's is one.
+local function is_slot(key) return key and string.sub(key, 1, #PREFIX + 7) == PREFIX .. ':dedup:' end
+local function free_slot(body, id)
+  if is_slot(body.dedup_key) and try('GET', body.dedup_key) == id then call('DEL', body.dedup_key) end
+end
+
+-- The index of a user's unfinished messages, kept where the queue asked for it (P:meta user_index).
+local indexes_users
+local function user_key(body)
+  if indexes_users == nil then indexes_users = call('HGET', META, 'user_index') == '1' end
+  return indexes_users and body.user_id and PREFIX .. ':user:' .. redis.sha1hex(body.user_id)
+end
+local function index_user(body, id, score, ttl, until_due)
+  local key = user_key(body)
+  if not key or failed(try('ZADD', key, score, id)) then return end
+  ttl = number(ttl)
+  if ttl then call('EXPIRE', key, math.ceil(ttl + (until_due or 0))) else call('PERSIST', key) end
+end
+local function forget_user(body, id)
+  local key = user_key(body)
+  if key then try('ZREM', key, id) end
+end
+
+-- Ends a message for good: out of every set, its body and secrets deleted, a marker left for late listeners.
+-- XACK comes first: it is allowed at maxmemory, and what follows an allowed write is allowed too.
+local function end_message(id, body, status, token, result, ttl)
+  local letter, entry = letter_of(body), live_entry(body)
+  if entry then drop_entry(letter, entry) end
+  leave_all_sets(id, letter)
+  call('DEL', message_key(id), lock_key(id))
+  if body then
+    free_slot(body, id)
+    forget_user(body, id)
+  end
+  call('SET', done_key(id), status .. '\n' .. (token or '') .. '\n' .. (result or ''), 'EX', math.max(1, ttl or EXPIRED_TTL))
+  tell(body and body._sq_listener, id, status, result)
+end
+
+-- A body that ran out: counted and shown, never handed to a handler.
+local function expire_message(id, now)
+  local letter = 'n'
+  for line, key in pairs(LINES) do
+    if call('ZSCORE', key, id) then letter = line end
+  end
+  bound_orphan(id)
+  leave_all_sets(id, letter)
+  call('ZREM', BODILESS, id)
+  call('DEL', lock_key(id))
+  call('ZADD', LOST, now, id)
+  call('ZREMRANGEBYRANK', LOST, 0, -LOST_CAP - 1)
+  call('SET', done_key(id), 'expired\n\n', 'EX', EXPIRED_TTL)
+  count('expired_messages')
+end

@@ -1,0 +1,43 @@
+-- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body}, or nothing where it may not run; what
+-- had to be done about that is done. `room` is false once the batch is full: the entry then goes back, uncharged.
+local function take(letter, entry, id, consumer, lease_ms, now, room)
+  if not id or not call('ZSCORE', MAIN, id) then  -- somebody took it out of the line
+    drop_entry(letter, entry)
+    if id then bound_orphan(id) end
+    return
+  end
+  local body = read_body(id)
+  if not body then
+    drop_entry(letter, entry)
+    expire_message(id, now)
+    return
+  end
+  if body._sq_entry and body._sq_entry ~= letter .. entry then  -- an older entry of a message that moved on
+    drop_entry(letter, entry)
+    return
+  end
+  if not room then
+    call('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
+    return
+  end
+  if not call('SET', lock_key(id), consumer, 'NX', 'PX', lease_ms) and try('GET', lock_key(id)) ~= consumer then
+    call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
+    return
+  end
+  local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
+  call('HSET', message_key(id), 'status', 'processing', '_sq_entry', letter .. entry, '_sq_owner', consumer,
+       '_sq_deliveries', delivery)
+  if body._sq_ttl then arm_body(id, body._sq_ttl) end
+  tell(body._sq_listener, id, 'processing')
+  return {id, letter .. entry, delivery, call('HGETALL', message_key(id))}
+end
+
+local function size_of(row)
+  local bytes = 0
+  for _, text in ipairs(row[4]) do bytes = bytes + #text end
+  return bytes
+end
+
+-- The lease in force, in milliseconds. A queue without one was never joined, or its keys are gone.
+local function lease_in_force() return number(call('HGET', META, 'lease_ms')) end
+local NOT_JOINED = redis.error_reply('NOTJOINED the queue has no lease: join it first')

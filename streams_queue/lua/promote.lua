@@ -1,0 +1,32 @@
+-- promote: retry or scheduled, due -> queued, at the tail
+-- KEYS     house
+-- ARGV     limit
+-- RETURNS  {more is due (0 or 1), messages promoted}
+--- include house
+--- include place
+local limit = number(ARGV[1], 500)
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local now, promoted, more = server_time(), 0, 0
+
+local function promote(set, id)
+  local body = read_body(id)
+  if not body then return expire_message(id, now) end
+  if not call('ZSCORE', MAIN, id) then
+    local score = next_score(now)
+    local entry = join_line(id, letter_of(body), score)
+    call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
+    if body._sq_ttl then arm_body(id, body._sq_ttl) end
+    index_user(body, id, score, body._sq_ttl)
+    promoted = promoted + 1
+  end
+  call('ZREM', set, id)  -- also where main has it already: main wins, and `reconcile` sees to its entry
+end
+
+for _, set in ipairs({RETRY, SCHEDULED}) do
+  local due = call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', 0, limit)
+  for _, id in ipairs(due) do promote(set, id) end
+  if #due == limit then more = 1 end
+end
+return finish({more, promoted})

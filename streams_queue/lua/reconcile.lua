@@ -1,0 +1,92 @@
+-- reconcile: what outsiders did to main -> consistent. An empty cursor looks at the newest scores from 60 s ago to 60 s
+--            ahead; any other is a step of a full pass, which begins and ends at "0".
+-- KEYS     house
+-- ARGV     cursor limit adopted_ttl dedup_expiry
+-- RETURNS  {next cursor, messages given an entry, messages without a body taken out, ids in main less entries in streams}
+--- include house
+--- include place
+--- include restart
+local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
+local WINDOW = 60             -- seconds around now in which an id added by hand is found within a second
+local BODILESS_GRACE = 5      -- seconds an id may stand in main before its body is written
+local BODILESS_TTL = 60       -- seconds that the note of it lasts
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local now, repaired, expired = server_time(), 0, 0
+
+local function after(a, b)
+  local a_ms, a_seq = string.match(a, '^(%d+)%-(%d+)$')
+  local b_ms, b_seq = string.match(b, '^(%d+)%-(%d+)$')
+  a_ms, a_seq, b_ms, b_seq = tonumber(a_ms), tonumber(a_seq), tonumber(b_ms), tonumber(b_seq)
+  return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
+end
+
+local delivered_up_to = {}
+for _, letter in ipairs(PRIORITIES) do
+  local groups = try('XINFO', 'GROUPS', STREAMS[letter])
+  delivered_up_to[letter] = '0-0'
+  if not failed(groups) then
+    for _, info in ipairs(groups) do
+      local group = {}
+      for i = 1, #info, 2 do group[info[i]] = info[i + 1] end
+      if group.name == GROUP then delivered_up_to[letter] = group['last-delivered-id'] end
+    end
+  end
+end
+
+-- An entry lives while a worker will still be given it, or holds it: one that was delivered to a consumer whom
+-- somebody deleted is neither.
+local function lives(letter, entry)
+  if not entry_exists(letter, entry) then return false end
+  if after(entry, delivered_up_to[letter]) then return true end
+  return call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
+end
+
+local function note_bodiless(id)
+  call('ZADD', BODILESS, 'NX', now, id)
+  call('EXPIRE', BODILESS, BODILESS_TTL)
+  if number(call('ZSCORE', BODILESS, id), now) <= now - BODILESS_GRACE then
+    expire_message(id, now)
+    expired = expired + 1
+  end
+end
+
+local function adopt(id, body)
+  local letter, old = letter_of(body), live_entry(body)
+  local entry = letter .. call('XADD', STREAMS[letter], '*', 'id', id)
+  if old then drop_entry(letter, old) end
+  if LINES[letter] then call('ZADD', LINES[letter], call('ZSCORE', MAIN, id), id) end
+  call('ZREM', RETRY, id)
+  call('ZREM', SCHEDULED, id)
+  call('ZREM', DLQ, id)
+  call('ZREM', BODILESS, id)
+  if body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
+  local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil  -- an old producer's hash gets the documented one
+  if ttl then call('HSET', message_key(id), '_sq_ttl', ttl) end
+  call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
+  call('HDEL', message_key(id), '_sq_owner')
+  arm_body(id, ttl)
+  index_user(body, id, call('ZSCORE', MAIN, id), ttl)
+  repaired = repaired + 1
+end
+
+local function look_at(id)
+  local body = read_body(id)
+  if not body then return note_bodiless(id) end
+  if lives(letter_of(body), live_entry(body)) or call('EXISTS', lock_key(id)) == 1 then return end
+  adopt(id, body)
+end
+
+local next_cursor = ''
+if cursor == '' then
+  local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
+  for i = #newest, 1, -1 do look_at(newest[i]) end
+else
+  local page = call('ZSCAN', MAIN, cursor, 'COUNT', limit)
+  next_cursor = page[1]
+  for i = 1, #page[2], 2 do look_at(page[2][i]) end
+end
+count('adopted_messages', repaired)
+local entries = call('XLEN', STREAMS.h) + call('XLEN', STREAMS.n) + call('XLEN', STREAMS.l)
+return finish({next_cursor, repaired, expired, call('ZCARD', MAIN) - entries})

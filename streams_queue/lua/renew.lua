@@ -1,0 +1,25 @@
+-- renew: processing -> processing, lease and body's time to live afresh
+-- KEYS     house, then per message: message lock
+-- ARGV     consumer, then per message: id entry delivery
+-- RETURNS  per message: "held" | "lost"
+--- include house
+--- include place
+--- include ownership
+local consumer = ARGV[1]
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local lease_ms = number(call('HGET', META, 'lease_ms'), 0)
+
+local function renew(id, entry, delivery)
+  local body = read_body(id)
+  if lease_ms == 0 or not holds(id, body, consumer, entry, delivery, lease_ms) then return 'lost' end
+  call('SET', lock_key(id), consumer, 'PX', lease_ms)
+  try('XCLAIM', STREAMS[letter_of(body)], GROUP, consumer, 0, live_entry(body), 'JUSTID')  -- the stream may be gone
+  if body._sq_ttl then arm_body(id, body._sq_ttl) end
+  return 'held'
+end
+
+local answers = {}
+for a = 2, #ARGV, 3 do answers[#answers + 1] = renew(ARGV[a], ARGV[a + 1], ARGV[a + 2]) end
+return answers

@@ -1,0 +1,93 @@
+-- sweep: processing by somebody who died -> handed to `returned` with a crash on its count, or -> dead letter
+-- KEYS     house
+-- ARGV     max_deliveries dead_letter_ttl limit
+-- RETURNS  {more to look at (0 or 1), messages handed back, messages given up}
+--- include house
+--- include place
+--- include ownership
+local max_deliveries, dead_letter_ttl, limit = number(ARGV[1], 3), ARGV[2], number(ARGV[3], 100)
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local lease_ms = number(call('HGET', META, 'lease_ms'))
+if not lease_ms then return {0, 0, 0} end
+local now, recovered, dead = server_time(), 0, 0
+
+local function id_of(letter, entry)
+  local found = call('XRANGE', STREAMS[letter], entry, entry)[1]
+  return found and found[2][2]
+end
+
+local function give_up(id, body, crashes)
+  local times = crashes == 1 and 'once' or crashes .. ' times'
+  bury(id, body, now, dead_letter_ttl, 'crash', 'the worker died or lost its lease ' .. times .. ' while it held this message')
+  call('HSET', message_key(id), '_sq_crashes', crashes)
+  dead = dead + 1
+end
+
+-- An entry that was idle for a lease, and that `returned` holds by now.
+local function recover(letter, entry)
+  local id = id_of(letter, entry)
+  local in_line = id and call('ZSCORE', MAIN, id)
+  local body = in_line and read_body(id)
+  if not body or (body._sq_entry and body._sq_entry ~= letter .. entry) then
+    drop_entry(letter, entry)
+    if in_line and not body then expire_message(id, now) end
+    if id and not in_line then bound_orphan(id) end
+    return
+  end
+  local owner = try('GET', lock_key(id))
+  if owner then  -- somebody made the lock outlive the lease, or took one by hand
+    local keeper = owner == body._sq_owner and owner or PARKED
+    call('XCLAIM', STREAMS[letter], GROUP, keeper, 0, entry, 'JUSTID')
+  elseif body._sq_owner then
+    local crashes = number(body._sq_crashes, 0) + 1
+    if crashes >= max_deliveries then return give_up(id, body, crashes) end
+    hand_back(id, letter, entry)
+    call('HSET', message_key(id), '_sq_crashes', crashes)
+    recovered = recovered + 1
+  end
+end
+
+-- Entries of dead owners go to `returned`, never to the sweeper, which may have no slot free. The cursor is kept:
+-- XAUTOCLAIM looks at ten times COUNT entries, and behind that many live ones it would never see a dead one.
+local function sweep_dead(letter)
+  local field = 'sweep_cursor_' .. letter
+  local cursor = call('HGET', META, field) or '0-0'
+  local reply = try('XAUTOCLAIM', STREAMS[letter], GROUP, RETURNED, lease_ms, cursor, 'COUNT', limit, 'JUSTID')
+  if failed(reply) then return false end  -- no group, or somebody made the cursor a text
+  for _, entry in ipairs(reply[2]) do recover(letter, entry) end
+  call('HSET', META, field, reply[1])
+  return reply[1] ~= '0-0'
+end
+
+-- Where an operator deleted the lock of a message, its holder has lost it. An entry that nobody adopted yet has no lock.
+local function sweep_unlocked(letter)
+  local field = 'lock_cursor_' .. letter
+  local cursor = call('HGET', META, field) or '-'
+  local page = try('XPENDING', STREAMS[letter], GROUP, cursor, '+', limit)
+  if failed(page) then return false end
+  for _, pending in ipairs(page) do
+    local entry, consumer, idle = pending[1], pending[2], pending[3]
+    if consumer ~= RETURNED and consumer ~= PARKED and idle < lease_ms then
+      local id = id_of(letter, entry)
+      local body = id and read_body(id)
+      if body and body._sq_owner == consumer and body._sq_entry == letter .. entry
+          and call('EXISTS', lock_key(id)) == 0 then
+        hand_back(id, letter, entry)
+        recovered = recovered + 1
+      end
+    end
+  end
+  local last = page[#page]
+  if last or cursor ~= '-' then call('HSET', META, field, #page == limit and '(' .. last[1] or '-') end
+  return #page == limit
+end
+
+local more = 0
+for _, letter in ipairs(PRIORITIES) do
+  local behind, unseen = sweep_dead(letter), sweep_unlocked(letter)
+  if behind or unseen then more = 1 end
+end
+count('recovered_messages', recovered)
+return finish({more, recovered, dead})

@@ -1,0 +1,29 @@
+-- watch: reads how messages stand, and has their next transitions told on a channel
+-- KEYS     house, then per message: message done
+-- ARGV     channel, then per message: id
+-- RETURNS  per message: {status, result or error}, or an empty list where nothing is known of it
+--- include house
+--- include place
+local channel = ARGV[1]
+
+local function watch(id)
+  local body = read_body(id)
+  if body and body.status == 'error' and call('ZSCORE', DLQ, id) then
+    return {'error', call('HGET', message_key(id), 'error') or ''}
+  end
+  if body and place_of(id) then
+    local listeners = body._sq_listener or ''
+    if not string.find(' ' .. listeners .. ' ', ' ' .. channel .. ' ', 1, true) then
+      call('HSET', message_key(id), '_sq_listener', listeners == '' and channel or listeners .. ' ' .. channel)
+    end
+    return {body.status or 'queued', ''}
+  end
+  local marker = try('GET', done_key(id))
+  if type(marker) ~= 'string' then return {} end
+  local status, result = string.match(marker, '^(%w+)\n[^\n]*\n(.*)$')
+  return status and {status, result} or {}
+end
+
+local answers = {}
+for a = 2, #ARGV do answers[#answers + 1] = watch(ARGV[a]) end
+return answers

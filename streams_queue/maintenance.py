@@ -1,0 +1,122 @@
+"""What somebody has to do for the whole queue: promote, sweep, reconcile, prune."""
+
+import asyncio
+import logging
+
+from streams_queue.errors import StreamsQueueError
+from streams_queue.execution import Policy
+from streams_queue.transitions import Reconciled, Transitions
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 1.0
+"""Seconds between two rounds."""
+
+TURN = 3.0
+"""Seconds for which one worker keeps the upkeep to itself; when it dies another takes over after that."""
+
+FULL_PASS = 60.0
+"""Seconds between two full passes over main, when nothing hints at a difference before."""
+
+ADOPTED_TTL = 3600
+"""Seconds that an old producer's message lives: the documented ``default_ttl``."""
+
+
+class Maintenance:
+    """The upkeep of a queue. Every worker offers it, one at a time does it.
+
+    Nothing depends on that: two at once do no harm, since each step is one transition.
+
+    Args:
+        lease: seconds, the queue's.
+    """
+
+    def __init__(self, transitions: Transitions, consumer: str, lease: float, policy: Policy) -> None:
+        self._transitions = transitions
+        self._consumer = consumer
+        self._lease = lease
+        self._policy = policy
+        self._sweep_at = 0.0
+        self._prune_at = 0.0
+        self._pass_at = 0.0
+        self._difference = 0
+        self._gap = INTERVAL
+
+    async def run(self) -> None:
+        """Look after the queue until cancelled."""
+        failing = False
+        while True:
+            try:
+                if await self._transitions.lock(self._transitions.keys.maintainer, self._consumer, TURN, shared=True):
+                    await self.round()
+                failing = False
+            except StreamsQueueError as error:
+                if not failing:
+                    logger.warning("the queue cannot be looked after at present: %s", error)
+                failing = True
+            await asyncio.sleep(INTERVAL)
+
+    async def resign(self) -> None:
+        """Leave the upkeep to another worker at once."""
+        await self._transitions.unlock(self._transitions.keys.maintainer, self._consumer)
+
+    async def round(self, *, full: bool = False) -> int:
+        """Do what is due (everything, when `full`); the number of messages that came into line by it."""
+        now = asyncio.get_running_loop().time()
+        moved = await self.promote()
+        moved += await self.reconcile(full=full)
+        if full or now >= self._sweep_at:
+            self._sweep_at = now + max(INTERVAL, self._lease / 6)
+            moved += await self.sweep()
+        if now >= self._prune_at:
+            self._prune_at = now + FULL_PASS
+            await self._transitions.prune("", idle=max(FULL_PASS, 10 * self._lease))
+        return moved
+
+    async def promote(self) -> int:
+        """Everything that is due, in line."""
+        more, moved = True, 0
+        while more:
+            more, promoted = await self._transitions.promote()
+            moved += promoted
+        return moved
+
+    async def sweep(self) -> int:
+        """Everything that dead workers held, handed back or given up."""
+        more, moved = True, 0
+        while more:
+            more, recovered, dead = await self._transitions.sweep(
+                max_deliveries=self._policy.max_deliveries, dead_letter_ttl=self._policy.dead_letter_ttl
+            )
+            moved += recovered
+            if recovered or dead:
+                logger.warning("%d messages of dead workers handed back, %d given up", recovered, dead)
+        return moved
+
+    async def reconcile(self, *, full: bool = False) -> int:
+        """What outsiders put into main, given an entry; a full pass where the counts ask for it, and once a minute."""
+        now = asyncio.get_running_loop().time()
+        newest = await self._step("")
+        changed = newest.difference != self._difference
+        if not (full or changed or now >= self._pass_at):
+            return newest.adopted
+        adopted, self._difference = await self._full_pass()
+        # Ids that wait for their body, or that a lock taken by hand holds up, differ for a while: look less and less
+        # often.
+        self._gap = INTERVAL if changed or adopted else min(2 * self._gap, FULL_PASS)
+        self._pass_at = now + (self._gap if self._difference else FULL_PASS)
+        return newest.adopted + adopted
+
+    async def _full_pass(self) -> tuple[int, int]:
+        cursor, adopted, difference = "0", 0, 0
+        while True:
+            step = await self._step(cursor)
+            adopted += step.adopted
+            cursor, difference = step.cursor, step.difference
+            if cursor == "0":
+                return adopted, difference
+
+    async def _step(self, cursor: str) -> Reconciled:
+        return await self._transitions.reconcile(
+            cursor, adopted_ttl=ADOPTED_TTL, dedup_expiry=self._policy.dedup_expiry
+        )

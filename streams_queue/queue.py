@@ -1,0 +1,331 @@
+"""The queue as its callers see it: enqueue, look, wait, remove, and the dead letters."""
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self
+
+import msgspec
+
+from streams_queue.batching import Batcher
+from streams_queue.codec import Codec, text
+from streams_queue.connection import Connection
+from streams_queue.errors import ConfigurationError, Expired, HandlerFailed, InvalidMessage, NotFound, Removed
+from streams_queue.keys import Keys, valid_id
+from streams_queue.listener import REREAD, Event, Listener
+from streams_queue.model import LETTERS, Message, Payload, Priority, Receipt, Stats, Status
+from streams_queue.settings import Settings
+from streams_queue.transitions import Enqueued, NewMessage, Transitions
+
+RESULT_LIMIT = 64 << 10
+"""Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""
+
+
+class Queue(Generic[Payload]):
+    """A queue of messages under one key prefix. Use it as ``async with queue:``, in one event loop.
+
+    Args:
+        prefix: of every key, ``chat_api`` for example. On Redis Cluster it carries a hash tag: ``{chat_api}``.
+        url: ``redis(s)://``, ``unix://``, ``redis+sentinel://``, ``redis+cluster://`` or ``embedded://[dir]``;
+        without one,
+            the environment says (``STREAMS_QUEUE_URL``, ``REDIS_URL``, ``REDIS_HOST`` ...).
+        payload: a msgspec Struct that payloads are validated against and handed back as; None for dicts.
+        ttl: seconds that a message may wait, from when it is due; None: it does not expire.
+        dedup_expiry: seconds that a dedup slot lasts at most, from when its message is due.
+        result_ttl: seconds that a handler's result can be read.
+        dead_letter_ttl: seconds that a dead letter is kept.
+        max_payload: bytes of one message's names and values.
+
+    Raises:
+        ConfigurationError: a bad prefix, URL or environment variable, or a number that is not positive.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        url: str | None = None,
+        payload: type[Payload] | None = None,
+        ttl: float | None = None,
+        dedup_expiry: float = 3600,
+        result_ttl: float = 300,
+        dead_letter_ttl: float = 30 * 86400,
+        max_payload: int = 1 << 20,
+    ) -> None:
+        self.keys = Keys(prefix)
+        self.settings = Settings.resolve(url)
+        self.ttl = _positive("ttl", ttl) if ttl is not None else None
+        self.dedup_expiry = _whole("dedup_expiry", dedup_expiry)
+        self.result_ttl = _whole("result_ttl", result_ttl)
+        self.dead_letter_ttl = _whole("dead_letter_ttl", dead_letter_ttl)
+        self.codec: Codec[Payload] = Codec(payload, _whole("max_payload", max_payload))
+        self.connection = Connection(self.settings)
+        self.transitions = Transitions(self.connection, self.keys)
+        self.listener = Listener(self.connection, self.keys, self.transitions)
+        self.dead_letters: DeadLetters[Payload] = DeadLetters(self)
+        self._enqueues: Batcher[NewMessage, Enqueued] = Batcher(self._send)
+        if self.connection.is_cluster and not self.keys.has_hash_tag:
+            raise ConfigurationError(
+                f"on Redis Cluster all keys of a queue must live on one node: prefix {prefix!r} has no hash tag, "
+                f"use '{{{prefix}}}'"
+            )
+
+    def __repr__(self) -> str:
+        return f"Queue({self.keys.prefix!r}, url={self.settings.display!r})"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect. Harmless when open already.
+
+        Raises:
+            QueueUnavailable: nothing answers there.
+            UnsupportedServer: the server is older than Redis 6.2.
+            ConfigurationError: it refuses the credentials, or TLS fails.
+        """
+        await self.connection.open()
+
+    async def close(self) -> None:
+        """Send what was submitted, then disconnect."""
+        await self._enqueues.drain()
+        await self.listener.stop()
+        await self.connection.close()
+
+    async def enqueue(
+        self,
+        payload: Payload | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        priority: Priority = "normal",
+        delay: float | None = None,
+        unique_key: str | None = None,
+        ttl: float | None = None,
+    ) -> Receipt:
+        """Put a message in the queue; when this returns, Redis has it.
+
+        Calls that run side by side share round trips. O(log n).
+
+        Args:
+            payload: a dict, or the queue's Struct. Values come back as they were put in.
+            id: a name of your own, ``[A-Za-z0-9_.:-]{1,128}``; a UUID4 otherwise.
+            priority: of two waiting messages the one of higher priority is taken first.
+            delay: seconds by the server's clock before it stands in line.
+            unique_key: while an unfinished message holds the same key, that one is returned as a duplicate.
+            ttl: seconds it may wait, instead of the queue's.
+
+        Returns:
+            The receipt. A known id is a duplicate: of an unfinished message, of a dead letter, and for as long as its
+            marker lasts of a finished one; nothing is added then, and the first payload stays.
+
+        Raises:
+            InvalidMessage: the id, an argument or the payload was refused; nothing was written.
+            QueueUnavailable: the server cannot take it now. After a lost reply it may have been taken: call again with
+                the same ``id``, and it is in the queue once.
+        """
+        message = self._new(payload, id, priority, delay, unique_key, ttl)
+        return _receipt(await self._enqueues.submit(message), own_id=None if id is not None else message.id)
+
+    async def enqueue_many(
+        self,
+        payloads: Sequence[Payload | Mapping[str, Any]],
+        *,
+        priority: Priority = "normal",
+        delay: float | None = None,
+        ttl: float | None = None,
+    ) -> list[Receipt]:
+        """Put messages in the queue in this order, up to 500 a round trip.
+
+        All are checked before the first is written. After `QueueUnavailable` the first ones may be in the queue.
+        """
+        messages = [self._new(payload, None, priority, delay, None, ttl) for payload in payloads]
+        answers = await self._send(messages)
+        return [_receipt(answer, own_id=new.id) for answer, new in zip(answers, messages, strict=True)]
+
+    async def position(self, id: str) -> int | None:
+        """The message's place: 1 for the first, messages being worked on counted; None when it is in no queue.
+
+        Those that wait for a retry or a due time stand behind all others. O(log n).
+        """
+        ((position, _),) = await self.transitions.positions([id])
+        return position
+
+    async def ahead(self, id: str) -> int | None:
+        """How many messages will be taken before this one, as things stand; None when it is in no queue.
+
+        What is being worked on does not count, higher priorities do. A message handed back or recovered is taken first,
+        whatever its place. O(log n), and the number of live workers.
+        """
+        ((_, ahead),) = await self.transitions.positions([id])
+        return ahead
+
+    async def get(self, id: str) -> Message[Payload] | None:
+        """The message; None when there is none, or it is finished.
+
+        Raises:
+            InvalidMessage: its payload does not fit the queue's Struct.
+        """
+        (fields,) = await self.transitions.read([id])
+        return self.codec.decode(id, fields) if "timestamp" in fields else None
+
+    async def update(self, id: str, changes: Mapping[str, Any]) -> bool:
+        """Write some fields of the payload; False when there is no such message.
+
+        Raises:
+            InvalidMessage: a value cannot be stored, or the queue has a payload type, whose fields belong together.
+        """
+        fields, types = self.codec.encode_changes(changes)
+        return await self.transitions.update(id, fields, types)
+
+    async def remove(self, id: str) -> bool:
+        """Take the message out, wherever it stands; False when there is none.
+
+        A handler that works on it is cancelled at its next renewal, and what it reports is not written.
+        """
+        return (await self.transitions.remove([id]))[0]
+
+    async def length(self) -> int:
+        """Messages accepted and not finished: main, retry and scheduled. O(number of workers)."""
+        stats = await self.stats()
+        return stats.main + stats.retry + stats.scheduled
+
+    async def stats(self) -> Stats:
+        """Counts of this moment and counters since the queue began. O(number of workers)."""
+        return await self.transitions.stats()
+
+    async def pause(self) -> None:
+        """Have workers take no more messages; what they hold they finish. Enqueueing goes on."""
+        await self.transitions.pause(True)
+
+    async def resume(self) -> None:
+        """Have workers take messages again."""
+        await self.transitions.pause(False)
+
+    async def result(self, id: str, timeout: float | None = None) -> Any:
+        """Wait for the message's end: the value that its handler returned (as JSON holds it).
+
+        None also when the handler's value took more than 64 KiB. A waiting call makes no requests but one every 5 s.
+
+        Args:
+            id: of the message.
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            HandlerFailed: it is a dead letter.
+            Expired: its TTL ran out.
+            Removed: somebody took it out.
+            NotFound: nothing is known of it, or no longer: a result lasts ``result_ttl``.
+            TimeoutError: it is not finished yet.
+        """
+        async with asyncio.timeout(timeout):
+            await self.listener.start()
+            heard: asyncio.Queue[Event] = asyncio.Queue()
+            self.listener.hear(id, heard.put)
+            try:
+                return await self._end_of(id, heard)
+            finally:
+                self.listener.forget(id, heard.put)
+
+    async def _end_of(self, id: str, heard: asyncio.Queue[Event]) -> Any:
+        known = False
+        while True:
+            event = await self.listener.look(id)
+            if event is None and not known:
+                raise NotFound(f"no message {id!r} in queue {self.keys.prefix!r}: never enqueued, or finished long ago")
+            known = True
+            while event is not None:
+                if event.status is Status.COMPLETED:
+                    return msgspec.json.decode(event.detail) if event.detail else None
+                if event.status is Status.ERROR:
+                    raise HandlerFailed(text(event.detail) or "", await self._reason(id))
+                if event.status is Status.EXPIRED:
+                    raise Expired(f"message {id!r} expired before it was worked on")
+                if event.status is Status.REMOVED:
+                    raise Removed(f"message {id!r} was removed")
+                try:
+                    event = await asyncio.wait_for(heard.get(), REREAD)
+                except TimeoutError:
+                    break  # read the state again: an event can be missed
+
+    async def _reason(self, id: str) -> str:
+        (fields,) = await self.transitions.read([id])
+        return text(fields.get("_sq_reason")) or "error"
+
+    def _new(
+        self,
+        payload: Payload | Mapping[str, Any],
+        id: str | None,
+        priority: str,
+        delay: float | None,
+        unique_key: str | None,
+        ttl: float | None,
+    ) -> NewMessage:
+        if priority not in LETTERS:
+            raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
+        if delay is not None and not 0 <= delay < float("inf"):
+            raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 on")
+        if ttl is not None and not 0 < ttl < float("inf"):
+            raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0")
+        return NewMessage(
+            id=valid_id(id) if id is not None else str(uuid.uuid4()),
+            priority=priority,  # type: ignore[arg-type]  # checked above
+            delay=delay or 0.0,
+            ttl=ttl if ttl is not None else self.ttl,
+            slot=self.keys.slot(unique_key) if unique_key is not None else None,
+            fields=self.codec.encode(payload),
+        )
+
+    async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
+        return await self.transitions.enqueue(messages, listener="", dedup_expiry=self.dedup_expiry, index_users=False)
+
+
+class DeadLetters(Generic[Payload]):
+    """The messages that were given up, until somebody requeues or deletes them, or ``dead_letter_ttl`` ends."""
+
+    def __init__(self, queue: Queue[Payload]) -> None:
+        self._queue = queue
+
+    async def list(self, limit: int = 50, offset: int = 0) -> list[Message[Payload]]:
+        """Dead letters, the newest first. One whose body ran out is left out. O(log n + limit)."""
+        transitions = self._queue.transitions
+        ids = await transitions.dead_letters(offset, limit)
+        found = await transitions.read(ids)
+        decode = self._queue.codec.decode
+        return [decode(id, fields) for id, fields in zip(ids, found, strict=True) if "timestamp" in fields]
+
+    async def requeue(self, id: str) -> bool:
+        """Put a dead letter at the end of the line, its counts started anew; False when there is none of this id.
+
+        Raises:
+            Expired: its body had run out; it is taken off the dead letters and counted as lost.
+        """
+        (answer,) = await self._queue.transitions.requeue([id], dedup_expiry=self._queue.dedup_expiry)
+        if answer == "expired":
+            raise Expired(f"dead letter {id!r} has no body any more and cannot be requeued")
+        return answer == "queued"
+
+    async def delete(self, id: str) -> bool:
+        """Discard a dead letter; False when there is none of this id."""
+        return (await self._queue.transitions.remove([id], only_dead=True))[0]
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name}={value!r} is not a number above 0")
+    return value
+
+
+def _whole(name: str, value: float) -> int:
+    return max(1, round(_positive(name, value)))
+
+
+def _receipt(answer: Enqueued, own_id: str | None) -> Receipt:
+    # A batch is sent again when its reply was lost: an id that we made ourselves is no duplicate of itself.
+    return Receipt(answer.id, answer.duplicate and answer.id != own_id, answer.status)

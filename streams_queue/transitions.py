@@ -1,0 +1,503 @@
+"""The only door to Redis: one typed coroutine for each Lua file, and the few plain reads.
+
+Each script's contract stands in its header (``lua/*.lua``) and, for the arguments, in its `Script` here; a test
+compares the two. Arguments that have another shape fail here, before Redis sees them.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple, TypeVar, cast
+
+from redis import exceptions
+
+from streams_queue.codec import Fields, fields_of
+from streams_queue.connection import Connection, translated
+from streams_queue.errors import ConfigurationError, QueueUnavailable
+from streams_queue.keys import Keys
+from streams_queue.model import Lease, Priority, Stats, Status
+
+SCHEMA = 1
+"""The version of the layout in Redis. An engine refuses a queue that a newer one wrote."""
+
+GROUP = "workers"
+
+BATCH = 500
+"""Messages that one call of a script takes at most: it keeps each call within milliseconds."""
+
+_BATCH_BYTES = 4 << 20
+_CLAIM_BYTES = 8 << 20
+
+Item = TypeVar("Item")
+_Argument = str | bytes | int | float
+
+
+class NotJoined(QueueUnavailable):
+    """The queue has no consumer groups or no lease: never joined, or its keys are gone. Join it (again)."""
+
+
+class Script(NamedTuple):
+    """What one Lua file takes: names of its leading arguments, of each message's, and of each message's keys."""
+
+    name: str
+    head: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    idempotent: bool = True
+    """Whether it may be sent again when a reply did not come."""
+
+
+ENQUEUE = Script(
+    "enqueue", ("listener", "dedup_expiry", "index_users"),
+    ("id", "priority", "delay", "ttl", "deduplicated", "count"), ("message", "done", "slot"),
+)  # fmt: skip
+CLAIM = Script("claim", ("consumer", "max_messages", "max_bytes"), idempotent=False)
+ADOPT = Script("adopt", ("consumer", "max_messages"), ("entry",), idempotent=False)
+RENEW = Script("renew", ("consumer",), ("id", "entry", "delivery"), ("message", "lock"))
+COMPLETE = Script(
+    "complete", ("consumer", "result_ttl"), ("id", "entry", "delivery", "result"), ("message", "lock", "done")
+)
+RETRY = Script(
+    "retry", ("consumer", "max_retries", "dead_letter_ttl", "dedup_expiry"),
+    ("id", "entry", "delivery", "delay", "reason", "error"), ("message", "lock", "done"),
+)  # fmt: skip
+DEAD_LETTER = Script(
+    "dead_letter", ("consumer", "dead_letter_ttl"), ("id", "entry", "delivery", "reason", "error"),
+    ("message", "lock", "done"),
+)  # fmt: skip
+RELEASE = Script("release", ("consumer",), ("id", "entry", "delivery"), ("message", "lock"))
+SWEEP = Script("sweep", ("max_deliveries", "dead_letter_ttl", "limit"))
+PROMOTE = Script("promote", ("limit",))
+REMOVE = Script("remove", ("only_dead",), ("id",), ("message", "lock", "done"))
+REQUEUE = Script("requeue", ("dedup_expiry",), ("id",), ("message", "lock", "done"))
+RECONCILE = Script("reconcile", ("cursor", "limit", "adopted_ttl", "dedup_expiry"))
+JOIN = Script("join", ("consumer", "lease_ms", "schema"))
+PRUNE = Script("prune", ("consumer", "idle_ms"))
+UPDATE = Script("update", ("id", "types"), keys=("message",), idempotent=True)
+STATS = Script("stats")
+POSITION = Script("position", (), ("id",))
+WATCH = Script("watch", ("channel",), ("id",), ("message", "done"))
+FIRST_OF_USER = Script("first_of_user", keys=("user",))
+LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
+UNLOCK = Script("unlock", ("owner",), keys=("lock",))
+
+SCRIPTS = (
+    ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
+    JOIN, PRUNE, UPDATE, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
+)  # fmt: skip
+
+
+class NewMessage(NamedTuple):
+    """What `enqueue` writes: `fields` is the flat list of names and values, `slot` the dedup key or None."""
+
+    id: str
+    priority: Priority
+    delay: float
+    ttl: float | None
+    slot: str | None
+    fields: Sequence[bytes]
+
+
+class Enqueued(NamedTuple):
+    """What `enqueue` answers: the id that stands in Redis now, its status, and whether it was there before."""
+
+    id: str
+    status: Status
+    duplicate: bool
+
+
+class Delivery(NamedTuple):
+    """A message handed to a consumer: its lease and its hash."""
+
+    lease: Lease
+    fields: Fields
+
+
+class Claimed(NamedTuple):
+    """What `claim` and `adopt` answer. `looked_at` counts entries, those included that were not for running."""
+
+    paused: bool
+    looked_at: int
+    deliveries: list[Delivery]
+
+
+class Failure(NamedTuple):
+    """A delivery that failed: seconds until the next attempt, the reason's class and the error's text."""
+
+    lease: Lease
+    delay: float
+    reason: str
+    error: str
+
+
+class Swept(NamedTuple):
+    """What one `sweep` did; `more` says that it did not get to the end."""
+
+    more: bool
+    recovered: int
+    dead: int
+
+
+class Reconciled(NamedTuple):
+    """What one `reconcile` did. `difference`: ids in main less entries in the streams, zero in a quiet queue."""
+
+    cursor: str
+    adopted: int
+    expired: int
+    difference: int
+
+
+@cache
+def source(name: str) -> str:
+    """The text of a script, with what it includes put in place."""
+    folder = files("streams_queue") / "lua"
+    lines = (folder / f"{name}.lua").read_text().splitlines()
+    return "\n".join(
+        (folder / "include" / f"{line.split()[2]}.lua").read_text() if line.startswith("--- include ") else line
+        for line in lines
+    )
+
+
+@cache
+def _sha(name: str) -> str:
+    return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest()
+
+
+def batches(items: Iterable[Item], size: int = BATCH) -> Iterable[list[Item]]:
+    """The items in lists of at most `size`."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+class Transitions:
+    """The transitions of one queue over one connection.
+
+    Every coroutine raises `QueueUnavailable` when the server cannot do it now and `ConfigurationError` when a key
+    has the wrong type or a permission is missing. None of them waits: they are single round trips.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self.connection = connection
+        self.keys = keys
+
+    # ---- into the queue
+
+    async def enqueue(
+        self, messages: Sequence[NewMessage], *, listener: str, dedup_expiry: int, index_users: bool
+    ) -> list[Enqueued]:
+        """Accept messages; the batch goes in calls of at most 500 messages or 4 MiB. O(log n) each."""
+        answers: list[Enqueued] = []
+        for batch in _by_size(messages):
+            keys = [
+                key
+                for m in batch
+                for key in (self.keys.message(m.id), self.keys.done(m.id), m.slot or self.keys.message(m.id))
+            ]
+            rows = [
+                (
+                    m.id,
+                    m.priority,
+                    m.delay,
+                    "" if m.ttl is None else m.ttl,
+                    int(m.slot is not None),
+                    len(m.fields) // 2,
+                )
+                for m in batch
+            ]
+            head = (listener, dedup_expiry, int(index_users))
+            reply = await self._run(ENQUEUE, head, rows, keys, [m.fields for m in batch])
+            answers += [Enqueued(_id(row[0]), _status(row[1]), len(row) > 2) for row in reply]
+        return answers
+
+    async def promote(self) -> tuple[bool, int]:
+        """Put what is due in line: (whether more is due, how many were promoted)."""
+        more, promoted = await self._run(PROMOTE, (BATCH,))
+        return bool(more), promoted
+
+    async def requeue(self, ids: Sequence[str], *, dedup_expiry: int) -> list[str]:
+        """Dead letters back in line: ``queued``, ``missing`` or ``expired`` for each."""
+        return await self._each(REQUEUE, (dedup_expiry,), [(id,) for id in ids])
+
+    # ---- to a worker
+
+    async def join(self, consumer: str, lease: float) -> None:
+        """Make the groups and the consumer, and agree on the lease (seconds).
+
+        Raises:
+            ConfigurationError: workers with another lease live, or a newer engine wrote the queue.
+        """
+        wanted = round(lease * 1000)
+        in_force, schema = await self._run(JOIN, (consumer, wanted, SCHEMA))
+        if schema > SCHEMA:
+            raise ConfigurationError(
+                f"queue {self.keys.prefix!r} has schema {schema}, this engine knows {SCHEMA}: upgrade streams-queue"
+            )
+        if in_force != wanted:
+            raise ConfigurationError(
+                f"lease={lease:g} s was asked for, but workers of queue {self.keys.prefix!r} live with a lease of "
+                f"{in_force / 1000:g} s: use the same, or stop them first"
+            )
+
+    async def claim(self, consumer: str, max_messages: int) -> Claimed:
+        """Take messages to work on, at most 500 of them and 8 MiB of bodies."""
+        return _claimed(await self._run(CLAIM, (consumer, min(max_messages, BATCH), _CLAIM_BYTES)))
+
+    async def adopt(self, consumer: str, entries: Sequence[str], max_messages: int) -> Claimed:
+        """Take the entries that a blocking read delivered; what is over `max_messages` is handed back."""
+        return _claimed(await self._run(ADOPT, (consumer, max_messages), [(entry,) for entry in entries]))
+
+    async def wait(self, reader: Any, consumer: str, block: float) -> list[str]:
+        """Wait up to `block` seconds for new entries, on a connection of its own; they must be adopted.
+
+        At most one entry per priority is delivered.
+        """
+        with self._translated():
+            reply = await reader.xreadgroup(
+                GROUP,
+                consumer,
+                dict.fromkeys(self.keys.streams.values(), ">"),
+                count=1,
+                block=max(1, round(block * 1000)),
+            )
+        letters = {key.encode(): letter for letter, key in self.keys.streams.items()}
+        return [letters[stream] + entry.decode() for stream, entries in reply or () for entry, _ in entries]
+
+    async def pending(self, consumer: str) -> list[str]:
+        """The entries that Redis holds for this consumer, at most 500 per priority. Counts no delivery."""
+        found: list[str] = []
+        with self._translated():
+            for letter, key in self.keys.streams.items():
+                reply = await self.connection.client.execute_command("XPENDING", key, GROUP, "-", "+", BATCH, consumer)
+                found += [letter + entry.decode() for entry, *_ in reply]
+        return found
+
+    async def renew(self, consumer: str, leases: Sequence[Lease]) -> list[bool]:
+        """Begin these leases afresh: for each, whether the consumer still holds the message."""
+        return [answer == "held" for answer in await self._each(RENEW, (consumer,), [_row(lease) for lease in leases])]
+
+    # ---- out of a worker's hands
+
+    async def complete(self, consumer: str, done: Sequence[tuple[Lease, bytes]], *, result_ttl: int) -> list[str]:
+        """Finish messages with their encoded results: ``completed`` or ``stale`` for each."""
+        rows = [(*_row(lease), result) for lease, result in done]
+        return await self._each(COMPLETE, (consumer, result_ttl), rows)
+
+    async def retry(
+        self,
+        consumer: str,
+        failures: Sequence[Failure],
+        *,
+        max_retries: int,
+        dead_letter_ttl: int,
+        dedup_expiry: int,
+    ) -> list[str]:
+        """Have messages tried again later, or given up: ``retry``, ``error``, ``stale`` or ``gone`` for each."""
+        rows = [(*_row(failure.lease), failure.delay, failure.reason, failure.error) for failure in failures]
+        return await self._each(RETRY, (consumer, max_retries, dead_letter_ttl, dedup_expiry), rows)
+
+    async def dead_letter(self, consumer: str, failures: Sequence[Failure], *, dead_letter_ttl: int) -> list[str]:
+        """Give messages up: ``error``, ``stale`` or ``gone`` for each."""
+        rows = [(*_row(failure.lease), failure.reason, failure.error) for failure in failures]
+        return await self._each(DEAD_LETTER, (consumer, dead_letter_ttl), rows)
+
+    async def release(self, consumer: str, leases: Sequence[Lease]) -> list[str]:
+        """Hand messages back uncharged: ``queued``, ``stale`` or ``gone`` for each."""
+        return await self._each(RELEASE, (consumer,), [_row(lease) for lease in leases])
+
+    async def remove(self, ids: Sequence[str], *, only_dead: bool = False) -> list[bool]:
+        """Take messages out, wherever they stand (or only dead letters): for each, whether there was one."""
+        reply: list[int] = []
+        for batch in batches(ids):
+            reply += await self._run(REMOVE, (int(only_dead),), [(id,) for id in batch], self._keys_of(REMOVE, batch))
+        return [bool(answer) for answer in reply]
+
+    # ---- maintenance
+
+    async def sweep(self, *, max_deliveries: int, dead_letter_ttl: int) -> Swept:
+        """Recover what dead workers held."""
+        more, recovered, dead = await self._run(SWEEP, (max_deliveries, dead_letter_ttl, BATCH))
+        return Swept(bool(more), recovered, dead)
+
+    async def reconcile(self, cursor: str, *, adopted_ttl: int, dedup_expiry: int) -> Reconciled:
+        """Mend what outsiders did to main: the newest scores (empty cursor), or a step of a full pass (from
+        ``"0"``).
+        """
+        after, adopted, expired, difference = await self._run(RECONCILE, (cursor, BATCH, adopted_ttl, dedup_expiry))
+        return Reconciled(after.decode(), adopted, expired, difference)
+
+    async def prune(self, consumer: str, idle: float) -> int:
+        """Forget consumers that hold nothing: this one, and all that gave no sign for `idle` seconds."""
+        return cast(int, await self._run(PRUNE, (consumer, round(idle * 1000))))
+
+    # ---- for callers
+
+    async def update(self, id: str, fields: Sequence[bytes], types: bytes) -> bool:
+        """Write fields of a message's hash; False when there is no such message."""
+        return bool(await self._run(UPDATE, (id, types or b"{}"), (), [self.keys.message(id)], [fields]))
+
+    async def positions(self, ids: Sequence[str]) -> list[tuple[int | None, int | None]]:
+        """(position, ahead) for each, None where it is in no queue. O(log n) each."""
+        reply: list[list[int]] = []
+        for batch in batches(ids):
+            reply += await self._run(POSITION, (), [(id,) for id in batch])
+        return [(None, None) if position < 0 else (position, ahead) for position, ahead in reply]
+
+    async def watch(self, channel: str, ids: Sequence[str]) -> list[tuple[Status, bytes] | None]:
+        """How messages stand, with their result or error; unfinished ones are told of on `channel` from now on."""
+        replies: list[list[bytes]] = []
+        for batch in batches(ids):
+            replies += await self._run(WATCH, (channel,), [(id,) for id in batch], self._keys_of(WATCH, batch))
+        return [(_status(reply[0]), reply[1]) if reply else None for reply in replies]
+
+    async def first_of_user(self, user_id: str) -> str | None:
+        """The id of a user's first message in main. O(log n), and the user's own messages."""
+        found = await self._run(FIRST_OF_USER, (), (), [self.keys.user(user_id)])
+        return None if found is None else _id(found)
+
+    async def lock(self, key: str, owner: str, ttl: float, *, shared: bool = False) -> bool:
+        """Take a lock for `ttl` seconds; a shared one also when this owner's name holds it already."""
+        return bool(await self._run(LOCK, (owner, max(1, round(ttl * 1000)), int(shared)), (), [key], house=False))
+
+    async def unlock(self, key: str, owner: str) -> bool:
+        """Free a lock; False when somebody else holds it."""
+        return bool(await self._run(UNLOCK, (owner,), (), [key], house=False))
+
+    async def read(self, ids: Sequence[str]) -> list[Fields]:
+        """The hashes of messages; empty where there is none, or a key of another type."""
+        replies: list[Any] = []
+        for batch in batches(ids):
+            with self._translated():
+                async with self.connection.client.pipeline(transaction=False) as pipe:
+                    for id in batch:
+                        pipe.hgetall(self.keys.message(id))
+                    replies += await pipe.execute(raise_on_error=False)
+        return [
+            {name.decode(errors="replace"): value for name, value in reply.items()} if isinstance(reply, dict) else {}
+            for reply in replies
+        ]
+
+    async def stats(self) -> Stats:
+        """The counts of one moment. O(number of workers)."""
+        main, processing, retry, scheduled, dead, lost, paused, counters = await self._run(STATS, ())
+        return Stats(
+            main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
+            paused=bool(paused), counters={name: int(raw) for name, raw in fields_of(counters).items() if
+            raw.lstrip(b"-").isdigit()},
+        )  # fmt: skip
+
+    async def dead_letters(self, start: int, count: int) -> list[str]:
+        """Ids of dead letters, the newest first. O(log n + count)."""
+        with self._translated():
+            ids = await self.connection.client.execute_command("ZREVRANGE", self.keys.dlq, start, start + count - 1)
+        return [_id(id) for id in ids]
+
+    async def pause(self, paused: bool) -> None:
+        """Have workers claim nothing, or claim again."""
+        with self._translated():
+            if paused:
+                await self.connection.client.hset(self.keys.meta, "paused", "1")
+            else:
+                await self.connection.client.hdel(self.keys.meta, "paused")
+
+    # ---- how scripts are run
+
+    def _keys_of(self, script: Script, ids: Iterable[str]) -> list[str]:
+        """Each message's keys: Cluster wants every key known beforehand declared."""
+        named = [getattr(self.keys, kind) for kind in script.keys]
+        return [key(id) for id in ids for key in named]
+
+    def _keys_of_new(self, message: NewMessage) -> tuple[str, str, str]:
+        body = self.keys.message(message.id)
+        slot = message.slot or body  # without a slot, a key of the same message fills in
+        return body, self.keys.done(message.id), slot
+
+    async def _each(self, script: Script, head: Sequence[_Argument], rows: Sequence[Sequence[_Argument]]) -> list[str]:
+        answers: list[str] = []
+        for batch in batches(rows):
+            reply = await self._run(script, head, batch, self._keys_of(script, (str(row[0]) for row in batch)))
+            answers += [answer.decode() for answer in reply]
+        return answers
+
+    async def _run(
+        self,
+        script: Script,
+        head: Sequence[_Argument],
+        rows: Sequence[Sequence[_Argument]] = (),
+        keys: Sequence[str] = (),
+        tails: Sequence[Sequence[_Argument]] = (),
+        *,
+        house: bool = True,
+    ) -> Any:
+        """Run a script; `tails` is what follows each row (or the head) at no fixed length."""
+        if len(head) != len(script.head) or any(len(row) != len(script.each) for row in rows):
+            raise TypeError(f"{script.name} takes {script.head}, then {script.each} for each message")
+        parts = itertools.zip_longest(rows, tails, fillvalue=())
+        arguments = [*head, *(argument for row, tail in parts for argument in (*row, *tail))]
+        all_keys = [*self.keys.house, *keys] if house else list(keys)
+        with self._translated():
+            try:
+                return await self._send(script.name, all_keys, arguments)
+            except (exceptions.ConnectionError, exceptions.TimeoutError):
+                if not script.idempotent:
+                    raise
+                return await self._send(script.name, all_keys, arguments)
+
+    async def _send(self, name: str, keys: list[str], arguments: list[_Argument]) -> Any:
+        client = self.connection.client
+        try:
+            return await client.evalsha(_sha(name), len(keys), *keys, *arguments)
+        except exceptions.NoScriptError:  # a restart, a failover, SCRIPT FLUSH
+            return await client.eval(source(name), len(keys), *keys, *arguments)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """`translated`, with the answers that mean "join first" told apart."""
+        try:
+            with translated(f"queue {self.keys.prefix!r}: "):
+                yield
+        except QueueUnavailable as error:
+            if any(code in str(error) for code in ("NOTJOINED", "NOGROUP")):
+                raise NotJoined(str(error)) from error.__cause__
+            raise
+
+
+def _row(lease: Lease) -> tuple[str, str, str]:
+    return (lease.id, lease.entry, lease.delivery)
+
+
+def _id(raw: bytes) -> str:
+    """An id, also one that some other program wrote in no encoding at all: the client sends it back as it came."""
+    return raw.decode(errors="surrogateescape")
+
+
+def _claimed(reply: Any) -> Claimed:
+    paused, looked_at, rows = reply
+    deliveries = [
+        Delivery(Lease(_id(id), entry.decode(), number.decode()), fields_of(flat)) for id, entry, number, flat in rows
+    ]
+    return Claimed(bool(paused), looked_at, deliveries)
+
+
+def _status(raw: bytes) -> Status:
+    try:
+        return Status(raw.decode(errors="replace"))
+    except ValueError:
+        return Status.QUEUED  # an outsider's word for it
+
+
+def _by_size(messages: Sequence[NewMessage]) -> Iterable[list[NewMessage]]:
+    batch: list[NewMessage] = []
+    size = 0
+    for message in messages:
+        bytes_ = sum(map(len, message.fields))
+        if batch and (len(batch) == BATCH or size + bytes_ > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += bytes_
+    if batch:
+        yield batch
