@@ -65,10 +65,11 @@ def socket_path(directory: str = "") -> str:
             f"embedded://{directory}: choose a directory without blanks, quotes and backslashes in its path"
         )
     with _lock:
-        keeper = _keepers.get(directory)
-        if keeper is None or keeper.process.poll() is not None:
-            keeper = _keepers[directory] = _start(directory)
-        return keeper.socket
+        if directory in _keepers and _keepers[directory].process.poll() is not None:
+            _end(_keepers.pop(directory).process)  # it died: what is left is to close the pipe
+        if directory not in _keepers:
+            _keepers[directory] = _start(directory)
+        return _keepers[directory].socket
 
 
 def _start(directory: str) -> _Keeper:

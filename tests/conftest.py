@@ -44,9 +44,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[servers.AnyServer]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.AnyServer]:
     """The run's server: `.url`, `.client()`."""
     asked = request.config.getoption("--server")
     name = asked or servers.DEFAULT

@@ -6,9 +6,11 @@ there is. Each dies with the test run, also when that is killed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -78,9 +80,16 @@ NAMES = (*_BINARIES, "testcontainers")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, the cluster bus's 10,000 above it free too.
+
+    Below the range that the kernel gives to outgoing connections, one of which could take it meanwhile.
+    """
+    while True:
+        port = random.randrange(12_000, 22_000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 def wait_until(done: Callable[[], object], seconds: float = 10.0, what: str = "the condition") -> None:
@@ -108,9 +117,7 @@ class _Clients:
         )
 
     def sync_client(self, **options: Any) -> redis.Redis:
-        return redis.Redis(
-            host=self.host, port=self.port, retry=Retry(NoBackoff(), 0), **self._options(options)
-        )
+        return redis.Redis(host=self.host, port=self.port, retry=Retry(NoBackoff(), 0), **self._options(options))
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         defaults = {"password": self.password, "decode_responses": True, "protocol": 2}
