@@ -274,6 +274,8 @@ def translate(error: BaseException) -> StreamsQueueError:
         )
     if isinstance(error, exceptions.ClusterCrossSlotError):
         return ConfigurationError(f"on Redis Cluster the prefix needs a hash tag, such as {{chat_api}}: {text}")
+    if isinstance(error, exceptions.MovedError):
+        return QueueUnavailable(f"a Redis Cluster sends us elsewhere ({text}); does the URL say redis+cluster://?")
     if _distrusted(error):
         return ConfigurationError(f"TLS failed: {text}; check the certificate, ssl_ca_certs and the host name")
     return QueueUnavailable(text)

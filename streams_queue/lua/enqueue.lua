@@ -1,10 +1,11 @@
 -- enqueue: nothing -> queued, or scheduled where it is due later
 -- KEYS     house, then per message: message done slot
--- ARGV     listener dedup_expiry index_users, then per message: id priority delay ttl deduplicated count, then count fields and values
+-- ARGV     dedup_expiry index_users, then per message: id priority delay ttl listener deduplicated count, then count fields
+--          and values
 -- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"}
 --- include house
 --- include place
-local listener, dedup_expiry, index = ARGV[1], number(ARGV[2], 3600), ARGV[3] == '1'
+local dedup_expiry, index = number(ARGV[1], 3600), ARGV[2] == '1'
 
 local function status_of(id, body)
   if body and place_of(id) then return body.status or 'queued' end
@@ -36,7 +37,7 @@ local function accept(message, now)
   if old then call('DEL', message_key(message.id)) end  -- an orphan's fields must not mix with the new ones
   call('HSET', message_key(message.id), 'timestamp', seconds(now), 'status', status, 'retry_count', '0', '_sq_entry', entry,
        unpack(ARGV, message.first, message.last))
-  if listener ~= '' then call('HSET', message_key(message.id), '_sq_listener', listener) end
+  if message.listener ~= '' then call('HSET', message_key(message.id), '_sq_listener', message.listener) end
   if message.ttl ~= '' then
     call('HSET', message_key(message.id), '_sq_ttl', message.ttl)
     arm_body(message.id, message.ttl, message.delay)
@@ -56,15 +57,15 @@ end
 local wrong = wrong_type()
 if wrong then return wrong end
 
-local now, answers, k, a = server_time(), {}, HOUSE + 1, 4
+local now, answers, k, a = server_time(), {}, HOUSE + 1, 3
 local messages = {}
 while a <= #ARGV do
-  local fields = number(ARGV[a + 5])
+  local fields = number(ARGV[a + 6])
   messages[#messages + 1] = {
     id = ARGV[a], letter = string.sub(ARGV[a + 1], 1, 1), delay = number(ARGV[a + 2], 0), ttl = ARGV[a + 3],
-    slot = ARGV[a + 4] == '1' and KEYS[k + 2] or nil, first = a + 6, last = a + 5 + 2 * fields,
+    listener = ARGV[a + 4], slot = ARGV[a + 5] == '1' and KEYS[k + 2] or nil, first = a + 7, last = a + 6 + 2 * fields,
   }
-  a, k = a + 6 + 2 * fields, k + 3
+  a, k = a + 7 + 2 * fields, k + 3
 end
 for i, message in ipairs(messages) do
   message.body = read_body(message.id)

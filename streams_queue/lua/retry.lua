@@ -46,6 +46,7 @@ local function fail(id, entry, delivery, delay, reason, error)
   end
   local retries = number(body.retry_count, 0) + 1
   if retries <= max_retries then return wait_for_retry(id, body, token, retries, number(delay, 0), error) end
+  if error == '' then error = call('HGET', message_key(id), 'last_error') or 'given up after ' .. max_retries .. ' retries' end
   bury(id, body, now, dead_letter_ttl, reason, error)
   call('HSET', message_key(id), '_sq_settled', token, 'last_error', error, 'last_error_time', seconds(now))
   return 'error'
