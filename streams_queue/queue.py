@@ -283,7 +283,7 @@ class Queue(Generic[Payload]):
         )
 
     async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
-        return await self.transitions.enqueue(messages, listener="", dedup_expiry=self.dedup_expiry, index_users=False)
+        return await self.transitions.enqueue(messages, dedup_expiry=self.dedup_expiry)
 
 
 class DeadLetters(Generic[Payload]):

@@ -51,8 +51,8 @@ class Script(NamedTuple):
 
 
 ENQUEUE = Script(
-    "enqueue", ("listener", "dedup_expiry", "index_users"),
-    ("id", "priority", "delay", "ttl", "deduplicated", "count"), ("message", "done", "slot"),
+    "enqueue", ("dedup_expiry", "index_users"),
+    ("id", "priority", "delay", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
 )  # fmt: skip
 CLAIM = Script("claim", ("consumer", "max_messages", "max_bytes"), idempotent=False)
 ADOPT = Script("adopt", ("consumer", "max_messages"), ("entry",), idempotent=False)
@@ -91,7 +91,9 @@ SCRIPTS = (
 
 
 class NewMessage(NamedTuple):
-    """What `enqueue` writes: `fields` is the flat list of names and values, `slot` the dedup key or None."""
+    """What `enqueue` writes: `fields` is the flat list of names and values, `slot` the dedup key or None, `listener`
+    the channel on which the message's transitions are told, if any.
+    """
 
     id: str
     priority: Priority
@@ -99,6 +101,7 @@ class NewMessage(NamedTuple):
     ttl: float | None
     slot: str | None
     fields: Sequence[bytes]
+    listener: str = ""
 
 
 class Enqueued(NamedTuple):
@@ -187,29 +190,15 @@ class Transitions:
     # ---- into the queue
 
     async def enqueue(
-        self, messages: Sequence[NewMessage], *, listener: str, dedup_expiry: int, index_users: bool
+        self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False
     ) -> list[Enqueued]:
         """Accept messages; the batch goes in calls of at most 500 messages or 4 MiB. O(log n) each."""
         answers: list[Enqueued] = []
         for batch in _by_size(messages):
-            keys = [
-                key
-                for m in batch
-                for key in (self.keys.message(m.id), self.keys.done(m.id), m.slot or self.keys.message(m.id))
-            ]
-            rows = [
-                (
-                    m.id,
-                    m.priority,
-                    m.delay,
-                    "" if m.ttl is None else m.ttl,
-                    int(m.slot is not None),
-                    len(m.fields) // 2,
-                )
-                for m in batch
-            ]
-            head = (listener, dedup_expiry, int(index_users))
-            reply = await self._run(ENQUEUE, head, rows, keys, [m.fields for m in batch])
+            rows = [_row_of_new(message) for message in batch]
+            keys = [key for message in batch for key in self._keys_of_new(message)]
+            fields = [message.fields for message in batch]
+            reply = await self._run(ENQUEUE, (dedup_expiry, int(index_users)), rows, keys, fields)
             answers += [Enqueued(_id(row[0]), _status(row[1]), len(row) > 2) for row in reply]
         return answers
 
@@ -463,6 +452,11 @@ class Transitions:
             if any(code in str(error) for code in ("NOTJOINED", "NOGROUP")):
                 raise NotJoined(str(error)) from error.__cause__
             raise
+
+
+def _row_of_new(m: NewMessage) -> tuple[_Argument, ...]:
+    ttl = "" if m.ttl is None else m.ttl
+    return (m.id, m.priority, m.delay, ttl, m.listener, int(m.slot is not None), len(m.fields) // 2)
 
 
 def _row(lease: Lease) -> tuple[str, str, str]:
