@@ -14,7 +14,8 @@ from streams_queue.backoff import retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, Fields
 from streams_queue.errors import InvalidMessage, StreamsQueueError
-from streams_queue.model import Lease, Message, Payload
+from streams_queue.listener import Event
+from streams_queue.model import Lease, Message, Payload, Status
 from streams_queue.queue import RESULT_LIMIT
 from streams_queue.redaction import HIDDEN, is_secret
 from streams_queue.transitions import Delivery, Failure, Transitions
@@ -116,6 +117,13 @@ class Settlement:
         """Hand the message back uncharged."""
         return await _persist(self._releases, lease)
 
+    async def tell(self, channels: Sequence[str], event: Event) -> None:
+        """Tell listeners of a status; where the server is away they read it later."""
+        try:
+            await self._transitions.tell(channels, event.encode())
+        except StreamsQueueError as error:
+            logger.warning("status %s of message %s could not be told: %s", event.status.value, event.id, error)
+
     async def _complete(self, items: Sequence[tuple[Lease, bytes]]) -> Sequence[str]:
         return await self._transitions.complete(self._consumer, items, result_ttl=self._policy.result_ttl)
 
@@ -152,8 +160,8 @@ async def _persist(batcher: Batcher[Item, str], item: Item) -> str:
 class Execution(Generic[Payload]):
     """A delivery that a handler works on now. `current` finds it from inside the handler."""
 
-    def __init__(self, lease: Lease, message: Message[Payload], settlement: Settlement, policy: Policy) -> None:
-        self.lease = lease
+    def __init__(self, delivery: Delivery, message: Message[Payload], settlement: Settlement, policy: Policy) -> None:
+        self.lease, self.fields = delivery
         self.message = message
         self.scope = anyio.CancelScope()
         self.lost = False
@@ -183,6 +191,12 @@ class Execution(Generic[Payload]):
         """Make the message a dead letter."""
         return await self.settle(Rejected("rejected", error))
 
+    async def report(self, status: Status, result: Any = None) -> None:
+        """Tell those who listen that the message came to a status, ahead of the transition."""
+        event = Event(self.message.id, status, encoded_result(self.message.id, result))
+        channels = self.fields.get("_sq_listener", b"").decode(errors="replace").split()
+        await self._settlement.tell(channels, event)
+
     async def release(self) -> None:
         """Hand the message back uncharged."""
         if self.settled is None and not self.lost:
@@ -206,10 +220,10 @@ def decoded(
         message = codec.decode(delivery.lease.id, delivery.fields)
     except InvalidMessage as error:
         return Rejected("undecodable", _shortened(scrubbed(str(error), delivery.fields)))
-    return Execution(delivery.lease, message, settlement, policy)
+    return Execution(delivery, message, settlement, policy)
 
 
-async def handle(execution: Execution[Payload], handler: Handler[Payload], fields: Fields, timeout: float) -> Outcome:
+async def handle(execution: Execution[Payload], handler: Handler[Payload], timeout: float) -> Outcome:
     """Run the handler and name its outcome. A cancellation of our own goes through."""
     token = current.set(execution)
     try:
@@ -221,7 +235,7 @@ async def handle(execution: Execution[Payload], handler: Handler[Payload], field
         delay = execution.next_delay() if instruction.delay is None else max(0.0, instruction.delay)
         return Failed(delay, "error", str(instruction))
     except Reject as instruction:
-        return Rejected("rejected", _shortened(scrubbed(str(instruction), fields)))
+        return Rejected("rejected", _shortened(scrubbed(str(instruction), execution.fields)))
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if execution.scope.cancel_called or (task is not None and task.cancelling()):
@@ -229,8 +243,8 @@ async def handle(execution: Execution[Payload], handler: Handler[Payload], field
         return Failed(execution.next_delay(), "error", "the handler raised CancelledError")
     except BaseException as error:  # noqa: BLE001
         # SystemExit and KeyboardInterrupt too: one message must not end a worker that holds others.
-        _log_failure(execution, error, fields)
-        return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), fields)))
+        _log_failure(execution, error)
+        return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))
     finally:
         current.reset(token)
 
@@ -269,6 +283,6 @@ def _shortened(words: str) -> str:
     return words if len(words) <= ERROR_LIMIT else words[: ERROR_LIMIT - 1] + "…"
 
 
-def _log_failure(execution: Execution[Any], error: BaseException, fields: Fields) -> None:
-    trace = scrubbed("".join(traceback.format_exception(error)), fields)
+def _log_failure(execution: Execution[Any], error: BaseException) -> None:
+    trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
     logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, trace)

@@ -31,6 +31,10 @@ class Event(NamedTuple):
     status: Status
     detail: bytes
 
+    def encode(self) -> bytes:
+        """As it goes over the channel; scripts write the same (`tell` in ``lua/include/house.lua``)."""
+        return b"\n".join((self.id.encode(errors="surrogateescape"), self.status.encode(), self.detail))
+
 
 Hear = Callable[[Event], Awaitable[None]]
 

@@ -384,6 +384,27 @@ class Transitions:
             ids = await self.connection.client.execute_command("ZREVRANGE", self.keys.dlq, start, start + count - 1)
         return [_id(id) for id in ids]
 
+    async def tell(self, channels: Iterable[str], event: bytes) -> None:
+        """Tell listeners something that is no transition."""
+        with self._translated():
+            for channel in channels:
+                await self.connection.client.publish(channel, event)
+
+    async def count(self, counter: str) -> None:
+        """Add one to a counter of ``P:stats``."""
+        with self._translated():
+            await self.connection.client.hincrby(self.keys.stats, counter, 1)
+
+    async def free(self, slot: str) -> bool:
+        """Free a dedup slot, whoever holds it; False when it was free."""
+        with self._translated():
+            return bool(await self.connection.client.delete(slot))
+
+    async def index_users(self) -> None:
+        """Have every message that comes into line from now on found by its user too."""
+        with self._translated():
+            await self.connection.client.hset(self.keys.meta, "user_index", "1")
+
     async def pause(self, paused: bool) -> None:
         """Have workers claim nothing, or claim again."""
         with self._translated():

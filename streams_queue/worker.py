@@ -65,8 +65,7 @@ class Worker(Generic[Payload]):
         poll_interval: float = 1.0,
     ) -> None:
         positive = {
-            "concurrency": concurrency, "lease": lease, "max_deliveries": max_deliveries, "timeout": timeout,
-            "poll_interval": poll_interval,
+            "lease": lease, "max_deliveries": max_deliveries, "timeout": timeout, "poll_interval": poll_interval,
         }  # fmt: skip
         for name, value in positive.items():
             if not 0 < value < float("inf"):
@@ -85,7 +84,7 @@ class Worker(Generic[Payload]):
             dead_letter_ttl=queue.dead_letter_ttl,
             dedup_expiry=queue.dedup_expiry,
         )
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._lease = lease
         self._grace = grace
         self._poll_interval = poll_interval
@@ -94,6 +93,21 @@ class Worker(Generic[Payload]):
         self._executions: dict[Lease, Execution[Payload] | None] = {}
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
+
+    @property
+    def concurrency(self) -> int:
+        """Handlers that run at the same time. May be set at any time; what runs already goes on.
+
+        Raises:
+            ConfigurationError: set to something that is not a whole number above 0.
+        """
+        return self._concurrency
+
+    @concurrency.setter
+    def concurrency(self, handlers: int) -> None:
+        if not isinstance(handlers, int) or handlers < 1:
+            raise ConfigurationError(f"concurrency={handlers!r} is not a whole number above 0")
+        self._concurrency = handlers
 
     def handler(self, function: Handler[Payload]) -> Handler[Payload]:
         """Decorator: the coroutine function that works on a message.
@@ -108,11 +122,16 @@ class Worker(Generic[Payload]):
         self._handler = function
         return function
 
-    def stop(self) -> None:
+    def stop(self, grace: float | None = None) -> None:
         """Claim nothing more; `run` returns when the handlers are done, or after the grace period.
 
         What is not done by then is handed back: another worker takes it at once, and nothing is charged.
+
+        Args:
+            grace: seconds, instead of the worker's.
         """
+        if grace is not None:
+            self._grace = grace
         self._stopping.set()
 
     async def run(self, *, burst: bool = False) -> None:
@@ -238,16 +257,16 @@ class Worker(Generic[Payload]):
                 await run.settlement.settle(delivery.lease, execution)
                 return
             self._executions[delivery.lease] = execution
-            await self._execute(run, execution, delivery)
+            await self._execute(run, execution)
         finally:
             run.keeper.drop(delivery.lease)
             del self._executions[delivery.lease]
             self._changed.set()
 
-    async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload], delivery: Delivery) -> None:
+    async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
         with execution.scope:
             try:
-                outcome = await handle(execution, run.handler, delivery.fields, self.policy.timeout)
+                outcome = await handle(execution, run.handler, self.policy.timeout)
             except asyncio.CancelledError:
                 # Ours: the lease is lost, the grace period over, or the worker cancelled. `release` knows which.
                 with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
