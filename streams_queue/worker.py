@@ -105,7 +105,7 @@ class Worker(Generic[Payload]):
 
     @concurrency.setter
     def concurrency(self, handlers: int) -> None:
-        if not isinstance(handlers, int) or handlers < 1:
+        if not isinstance(handlers, int) or handlers < 1:  # type: ignore[redundant-expr]  # 1.5 comes untyped
             raise ConfigurationError(f"concurrency={handlers!r} is not a whole number above 0")
         self._concurrency = handlers
 

@@ -1,0 +1,35 @@
+"""The commands and their names."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from streams_queue.cli import worker
+
+app = typer.Typer(
+    name="streams-queue",
+    help="A message queue on Redis Streams that knows each message's place in line.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    # Its tracebacks show local variables, and with them payloads and passwords.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"streams-queue {version('streams-queue')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """What stands before the command."""
+
+
+app.command(epilog=worker.EPILOG)(worker.worker)

@@ -1,0 +1,66 @@
+"""What every command does with the terminal: one format for log lines, one for errors, nothing unprintable."""
+
+import logging
+import sys
+from enum import StrEnum
+from typing import NoReturn
+
+import typer
+
+from streams_queue.errors import ConfigurationError, QueueUnavailable, StreamsQueueError, UnsupportedServer
+
+FAILED = 1
+MISUSED = 2
+UNREACHABLE = 3
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class _Formatter(logging.Formatter):
+    """One line a record; what follows a line break (a traceback) is indented, so that no text can pose as a record."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n    ".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def log_to_stderr(level: LogLevel) -> None:
+    """Write log records to stderr, unless the application has said where they go."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def printable(text: str) -> str:
+    """The text with control characters, bidi overrides and the like escaped: it cannot steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
+    )
+
+
+def fail(text: str, code: int = MISUSED) -> NoReturn:
+    """End the command with an error of one line."""
+    typer.echo(f"error: {printable(text)}", err=True)
+    raise typer.Exit(code)
+
+
+def fail_by(error: StreamsQueueError) -> NoReturn:
+    """End the command by the error, with the exit code that its kind has."""
+    match error:
+        case ConfigurationError() | UnsupportedServer():
+            fail(str(error), MISUSED)
+        case QueueUnavailable():
+            fail(str(error), UNREACHABLE)
+        case _:
+            fail(str(error), FAILED)

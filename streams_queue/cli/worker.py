@@ -1,0 +1,87 @@
+"""`streams-queue worker MODULE:OBJECT`: run a worker of the application's own in this process."""
+
+import asyncio
+import contextlib
+import signal
+from typing import Annotated, Any
+
+import typer
+
+from streams_queue.cli.target import load_worker
+from streams_queue.cli.terminal import LogLevel, fail_by, log_to_stderr
+from streams_queue.errors import StreamsQueueError
+from streams_queue.worker import Worker
+
+EPILOG = """\
+\b
+Examples:
+  streams-queue worker myapp.jobs:worker
+  streams-queue worker myapp.jobs:worker --concurrency 8
+  REDIS_URL=redis://cache:6379/0 streams-queue worker myapp.jobs:worker
+
+\b
+The server is the one that the queue names (`Queue("jobs", url=...)`), or else
+the environment: STREAMS_QUEUE_URL, REDIS_URL, REDIS_HOST and its companions.
+
+\b
+SIGTERM or SIGINT: takes nothing more, finishes what it holds within the
+worker's grace period, hands back the rest. A second one: hands back now.
+
+\b
+Exit codes:
+  0  stopped, or with --burst done: what it held is finished or handed back
+  1  an unexpected error
+  2  wrong arguments or configuration
+  3  the server could not be reached at the start
+"""
+
+
+def worker(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:OBJECT", help="The Worker to run, as in myapp.jobs:worker.", show_default=False),
+    ],
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Handlers that run at the same time, instead of the worker's own number."
+        ),
+    ] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="End when nothing is left to do now.")] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="How much is logged to stderr.")] = LogLevel.INFO,
+) -> None:
+    """Work on a queue's messages. Start it again, anywhere, to go faster."""
+    log_to_stderr(log_level)
+    try:
+        loaded = load_worker(target)
+        if concurrency is not None:
+            loaded.concurrency = concurrency
+        asyncio.run(serve(loaded, burst=burst))
+    except StreamsQueueError as error:
+        fail_by(error)
+
+
+async def serve(worker: Worker[Any], *, burst: bool) -> None:
+    """Run the worker until it is done: the first signal stops it, the second cancels it."""
+    running = asyncio.ensure_future(_run(worker, burst=burst))
+    received: list[int] = []
+
+    def on_signal(number: int) -> None:
+        received.append(number)
+        if len(received) == 1:
+            worker.stop()
+        else:
+            running.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def _run(worker: Worker[Any], *, burst: bool) -> None:
+    try:
+        await worker.run(burst=burst)
+    finally:
+        await worker.queue.close()

@@ -1,0 +1,201 @@
+"""`streams-queue worker`, run as people run it: a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import servers
+from servers import wait_until
+from streams_queue import ConfigurationError, Queue, Worker
+
+JOBS = """
+import asyncio, pathlib, os
+from streams_queue import Queue, Worker
+
+queue = Queue(os.environ["PREFIX"])
+worker = Worker(queue, concurrency=1, lease=2.0, grace=20.0, poll_interval=0.2)
+idle = Worker(queue)
+not_a_worker = 3
+
+@worker.handler
+async def handle(message):
+    with open("started", "a") as started:
+        started.write(message.id + "\\n")
+    while "gate" in message.data and not pathlib.Path("open").exists():
+        await asyncio.sleep(0.01)
+    if "error" in message.data:
+        raise ValueError(message.data["error"])
+"""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The directory that the command starts in, with the application in it."""
+    (tmp_path / "jobs.py").write_text(JOBS)
+    (tmp_path / "broken.py").write_text("import nonesuch_dependency")
+    (tmp_path / "misconfigured.py").write_text("from streams_queue import Queue\nQueue('a b')")
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path, prefix: str, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Starts `streams-queue worker` with these arguments."""
+
+    def url() -> str:
+        server: servers.AnyServer = request.getfixturevalue("server")
+        return server.url
+
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from streams_queue.cli import main; main()", "worker", *arguments],
+                cwd=folder,
+                env=os.environ | {"PREFIX": prefix, **(environment or {"STREAMS_QUEUE_URL": url()})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+async def queue(server: servers.AnyServer, prefix: str):
+    opened: Queue[dict[str, Any]]
+    async with Queue(prefix, url=server.url) as opened:
+        yield opened
+
+
+def started(folder: Path) -> list[str]:
+    path = folder / "started"
+    return path.read_text().split() if path.exists() else []
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code, and what was written to stderr; stdout stays empty."""
+    out, err = process.communicate(timeout=20)
+    assert out == ""
+    return process.returncode, err
+
+
+async def test_burst_works_off_the_queue(start, queue, folder):
+    receipts = await queue.enqueue_many([{"n": n} for n in range(20)])
+    code, log = end(start("jobs:worker", "--burst", "--concurrency", "5"))
+    assert code == 0, log
+    assert sorted(started(folder)) == sorted(receipt.id for receipt in receipts)
+    assert await queue.length() == 0
+    assert (await queue.stats()).counters["completed_messages"] == 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_handlers_finish(start, queue, folder, number):
+    held, waiting = await queue.enqueue_many([{"gate": 1}, {}])
+    process = start("jobs:worker")
+    wait_until(lambda: started(folder), what="handler started")
+    process.send_signal(number)
+    (folder / "open").touch()
+    code, log = end(process)
+    assert code == 0, log
+    assert await queue.get(held.id) is None
+    assert (await queue.get(waiting.id)).status == "queued"
+    assert started(folder) == [held.id]
+
+
+async def test_a_second_signal_hands_back_now(start, queue, folder):
+    receipts = await queue.enqueue_many([{"gate": 1}, {"gate": 1}, {}])
+    process = start("jobs:worker", "--concurrency", "2")
+    wait_until(lambda: len(started(folder)) == 2, what="two handlers started")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    code, log = end(process)
+    assert code == 0, log
+    for receipt in receipts:
+        message = await queue.get(receipt.id)
+        assert (message.status, message.attempts) == ("queued", 0)
+
+
+async def test_log_lines_cannot_be_forged_and_show_no_payload(start, queue):
+    await queue.enqueue({"error": "a\x1b[31m\n2026-01-01 00:00:00 INFO forged", "body": "private"})
+    process = start("jobs:worker", "--burst")
+    code, log = end(process)
+    assert code == 0
+    assert "\\x1b[31m\n    2026-01-01 00:00:00 INFO forged" in log
+    assert "\x1b" not in log
+    assert "private" not in log
+
+
+async def test_log_level(start, queue):
+    await queue.enqueue({})
+    assert end(start("jobs:worker", "--burst", "--log-level", "warning")) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("jobs", "'jobs' is not MODULE:OBJECT: write for example myapp.jobs:worker"),
+        ("jobs:", "'jobs:' is not MODULE:OBJECT"),
+        ("nowhere:worker", "no module 'nowhere': write it as an import statement would, and start in the directory"),
+        ("jobs.py:worker", "no module 'jobs.py': write it"),
+        ("jobs:missing", "module jobs has no 'missing': did you mean jobs:worker or jobs:idle?"),
+        ("jobs:not_a_worker", "jobs:not_a_worker is of type int, not a streams_queue.Worker: did you mean jobs:worker"),
+        ("misconfigured:worker", "module misconfigured: queue prefix 'a b' is not"),
+    ],
+)
+def test_a_target_that_is_none(start, target, error):
+    code, log = end(start(target, REDIS_URL="redis://127.0.0.1:1"))
+    assert code == 2
+    assert log.startswith(f"error: {error}")
+    assert log.count("\n") == 1
+
+
+def test_a_module_that_cannot_be_imported_shows_why(start):
+    code, log = end(start("broken:worker", REDIS_URL="redis://127.0.0.1:1"))
+    assert code == 2
+    assert "broken.py" in log
+    assert "No module named 'nonesuch_dependency'" in log
+    assert log.endswith("error: module broken cannot be imported: see the traceback above\n")
+
+
+def test_a_worker_without_a_handler(start):
+    code, log = end(start("jobs:idle", REDIS_URL="redis://127.0.0.1:1"))
+    assert code == 2
+    assert log == "error: this worker has no handler: decorate one with @worker.handler\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "error"),
+    [
+        ("redis://:pass@127.0.0.1:1", 3, "error: redis://:***@127.0.0.1:1: "),
+        ("http://user:pass@host", 2, "error: module jobs: REDIS_URL: cannot use 'http://user:***@host'"),
+    ],
+)
+def test_a_server_that_cannot_be_reached(start, url, code, error):
+    found, log = end(start("jobs:worker", REDIS_URL=url))
+    assert found == code
+    assert log.startswith(error)
+    assert "pass" not in log
+
+
+def test_concurrency_is_checked_wherever_it_is_set(start):
+    assert end(start("jobs:worker", "--concurrency", "0"))[0] == 2
+    worker: Worker[Any] = Worker(Queue("q", url="redis://127.0.0.1:1"), concurrency=3)
+    with pytest.raises(ConfigurationError, match="concurrency=0 is not a whole number above 0"):
+        worker.concurrency = 0
+    with pytest.raises(ConfigurationError, match=r"concurrency=1\.5"):
+        Worker(worker.queue, concurrency=1.5)  # type: ignore[arg-type]
+    assert worker.concurrency == 3
