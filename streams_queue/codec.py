@@ -12,7 +12,7 @@ from typing import Any, Generic, cast
 
 import msgspec
 
-from streams_queue.errors import InvalidMessage
+from streams_queue.errors import ConfigurationError, InvalidMessage
 from streams_queue.model import PRIORITIES, Message, Payload, Status
 
 ENGINE_FIELDS = frozenset(
@@ -35,11 +35,32 @@ _NUMBERS = frozenset({"timestamp", "retry_count", "last_error_time", "next_retry
 _ESCAPE = "data:"
 _TYPES = "_sq_types"
 
+DEEPEST = 100
+"""Levels of lists and dicts in a value. Near Python's recursion limit one could be stored and then, from a deeper
+stack, not be read."""
+
 Fields = dict[str, bytes]
 """A hash as Redis holds it, names decoded."""
 
 
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        within = (
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, (list, dict, tuple))
+        )
+        level = list({id(item): item for item in within}.values())
+        if not level:
+            return False
+    return True
+
+
 def _json_or_refuse(field: str, value: Any, kind: Callable[[Any], Any]) -> bytes:
+    if _is_too_deep(value):
+        raise InvalidMessage(f"payload field {field!r} is nested deeper than {DEEPEST} levels: make it flatter")
     try:
         encoded = msgspec.json.encode(value)
         same = kind(msgspec.json.decode(encoded)) == value
@@ -65,9 +86,9 @@ def _encode_value(field: str, value: Any) -> tuple[bytes, str]:
         case bool():
             return str(value).encode(), "b"
         case int():
-            return str(value).encode(), "i"
+            return int.__repr__(value).encode(), "i"  # a subclass, of an enum for example, may print otherwise
         case float():
-            return repr(value).encode(), "f"
+            return float.__repr__(value).encode(), "f"
         case list() | dict():
             return _json_or_refuse(field, value, lambda decoded: decoded), "j"
         case tuple():
@@ -100,7 +121,7 @@ def _decode_value(raw: bytes, letter: str) -> Any:
     """The value; as text where somebody wrote over it with something that is not of its type any more."""
     try:
         return _DECODERS[letter](raw)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return raw.decode(errors="replace")
 
 
@@ -194,9 +215,14 @@ class Codec(Generic[Payload]):
     Args:
         payload: a msgspec Struct that every payload must be, or None for dicts.
         max_payload: bytes that the names and values of one message may take together.
+
+    Raises:
+        ConfigurationError: the payload type is no Struct, or one without names (``array_like``).
     """
 
     def __init__(self, payload: type[Payload] | None, max_payload: int) -> None:
+        if payload is not None and not _is_struct_with_names(payload):
+            raise ConfigurationError(f"payload={payload!r} is not a msgspec Struct whose fields have names")
         self._payload = payload
         self._max_payload = max_payload
 
@@ -277,18 +303,31 @@ class Codec(Generic[Payload]):
                 raise InvalidMessage(
                     f"payload is a {type(payload).__name__}: this queue takes {self._payload.__name__}"
                 )
-            return cast(dict[str, Any], msgspec.to_builtins(payload))
+            return self._validated(payload)
         if not isinstance(payload, Mapping):
             raise InvalidMessage(f"payload is a {type(payload).__name__}: give a dict, or the queue a payload type")
         return payload
+
+    def _validated(self, payload: Payload) -> dict[str, Any]:
+        # msgspec checks on the way back only: what a worker could not read must not get in.
+        try:
+            values = msgspec.to_builtins(payload, str_keys=True)
+            msgspec.convert(values, self._payload, str_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidMessage(f"payload: {error}") from error
+        return cast(dict[str, Any], values)
 
     def _typed(self, id: str, values: dict[str, Any]) -> Payload:
         if self._payload is None:
             return cast(Payload, values)
         try:
-            return msgspec.convert(values, self._payload)
-        except msgspec.ValidationError as error:
+            return msgspec.convert(values, self._payload, str_keys=True)
+        except (msgspec.ValidationError, RecursionError) as error:
             raise InvalidMessage(f"message {id}: {error}") from error
+
+
+def _is_struct_with_names(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not kind.__struct_config__.array_like
 
 
 def _status(fields: Fields) -> Status:
