@@ -179,9 +179,9 @@ class Execution(Generic[Payload]):
         self.settled = await self._settlement.settle(self.lease, outcome)
         return self.settled not in ("stale", "gone")
 
-    async def complete(self) -> bool:
-        """Finish the message as done, without a result."""
-        return await self.settle(Completed(b""))
+    async def complete(self, result: Any = None) -> bool:
+        """Finish the message as done."""
+        return await self.settle(Completed(encoded_result(self.message.id, result)))
 
     async def fail(self, error: str) -> bool:
         """Have the message tried again after the worker's back-off."""
@@ -243,10 +243,16 @@ async def handle(execution: Execution[Payload], handler: Handler[Payload], timeo
         return Failed(execution.next_delay(), "error", "the handler raised CancelledError")
     except BaseException as error:  # noqa: BLE001
         # SystemExit and KeyboardInterrupt too: one message must not end a worker that holds others.
-        _log_failure(execution, error)
-        return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))
+        return failure(execution, error)
     finally:
         current.reset(token)
+
+
+def failure(execution: Execution[Any], error: BaseException) -> Failed:
+    """The outcome of a handler that raised this; logs it, secrets left out."""
+    trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
+    logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, trace)
+    return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))
 
 
 def encoded_result(id: str, value: Any) -> bytes:
@@ -281,8 +287,3 @@ def _shortened(words: str) -> str:
     # A lone surrogate cannot be written to Redis.
     words = words.encode(errors="replace").decode()
     return words if len(words) <= ERROR_LIMIT else words[: ERROR_LIMIT - 1] + "…"
-
-
-def _log_failure(execution: Execution[Any], error: BaseException) -> None:
-    trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
-    logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, trace)

@@ -34,7 +34,7 @@ class Maintenance:
     def __init__(self, transitions: Transitions, consumer: str, lease: float, policy: Policy) -> None:
         self._transitions = transitions
         self._consumer = consumer
-        self._lease = lease
+        self.lease = lease
         self._policy = policy
         self._sweep_at = 0.0
         self._prune_at = 0.0
@@ -66,11 +66,11 @@ class Maintenance:
         moved = await self.promote()
         moved += await self.reconcile(full=full)
         if full or now >= self._sweep_at:
-            self._sweep_at = now + max(INTERVAL, self._lease / 6)
+            self._sweep_at = now + max(INTERVAL, self.lease / 6)
             moved += await self.sweep()
         if now >= self._prune_at:
             self._prune_at = now + FULL_PASS
-            await self._transitions.prune("", idle=max(FULL_PASS, 10 * self._lease))
+            await self._transitions.prune("", idle=max(FULL_PASS, 10 * self.lease))
         return moved
 
     async def promote(self) -> int:

@@ -47,7 +47,9 @@ end
 local counted = {}
 local function count(name, by) counted[name] = (counted[name] or 0) + (by or 1) end
 local function write_counts()
-  for name, by in pairs(counted) do try('HINCRBY', STATS, name, by) end
+  for name, by in pairs(counted) do
+    if by ~= 0 then try('HINCRBY', STATS, name, by) end
+  end
 end
 
 -- Tells the processes that listen to this message; the channels stand in its hash, separated by spaces.

@@ -1,0 +1,107 @@
+"""The engine under one `RedisQueueManager` in one event loop."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streams_queue.batching import Batcher
+from streams_queue.codec import Fields
+from streams_queue.execution import Policy
+from streams_queue.maintenance import Maintenance
+from streams_queue.queue import Queue
+from streams_queue.transitions import Delivery, Enqueued, NewMessage, Transitions
+from streams_queue.worker import consumer_name
+
+
+class Engine:
+    """A connected queue, and the messages that this process holds by hand.
+
+    Args:
+        policy: what the manager's attributes say now; asked at each use, since they may be set at any time.
+        index_users: whether messages are found by their user, too.
+    """
+
+    def __init__(self, prefix: str, policy: Callable[[], Policy], *, index_users: bool) -> None:
+        self.queue: Queue[dict[str, Any]] = Queue(prefix)
+        self.consumer = consumer_name()
+        self.enqueues: Batcher[NewMessage, Enqueued] = Batcher(self._send)
+        self._policy = policy
+        self._index_users = index_users
+        self._held: dict[str, Delivery] = {}
+        self._maintenance: Maintenance | None = None
+        self._opening = asyncio.Lock()
+        self._indexed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def transitions(self) -> Transitions:
+        """The door to Redis."""
+        return self.queue.transitions
+
+    async def open(self) -> None:
+        """Connect, once."""
+        async with self._opening:
+            await self.queue.open()
+            if self._index_users and not self._indexed:
+                await self.transitions.index_users()
+                self._indexed = True
+
+    async def close(self) -> None:
+        """Disconnect; what is held by hand comes back to the line when its lease runs out."""
+        await self.enqueues.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.queue.close()
+
+    def in_background(self, task: asyncio.Task[None]) -> None:
+        """Keep a task until it is done."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
+        policy = self._policy()
+        return await self.transitions.enqueue(messages, dedup_expiry=policy.dedup_expiry, index_users=self._index_users)
+
+    # ---- messages held by hand: claimed, worked on and finished by calls, with no worker around them
+
+    def held(self, id: str) -> Delivery | None:
+        """The delivery of a message that this process holds by hand."""
+        return self._held.get(id)
+
+    def let_go(self, id: str) -> None:
+        """It is finished, or lost."""
+        self._held.pop(id, None)
+
+    async def keep(self, id: str) -> bool:
+        """Renew the lease of a held message; False when it is lost."""
+        delivery = self._held.get(id)
+        if delivery is None:
+            return False
+        (still_held,) = await self.transitions.renew(self.consumer, [delivery.lease])
+        if not still_held:
+            self.let_go(id)
+        return still_held
+
+    async def next_held(self, lease: float) -> str | None:
+        """The id of the message to work on: the one held already, else one newly claimed for `lease` seconds.
+
+        There may be no worker that looks after the queue, so this does.
+        """
+        for id in list(self._held):
+            if await self.keep(id):
+                return id
+        policy = self._policy()
+        await self.transitions.join(self.consumer, lease)
+        if self._maintenance is None or self._maintenance.lease != lease:
+            self._maintenance = Maintenance(self.transitions, self.consumer, lease, policy)
+        await self._maintenance.round()
+        claimed = await self.transitions.claim(self.consumer, 1)
+        for delivery in claimed.deliveries:
+            self._held[delivery.lease.id] = delivery
+            return delivery.lease.id
+        return None
+
+    async def fields(self, id: str) -> Fields:
+        """The hash of a message, empty when there is none."""
+        (found,) = await self.transitions.read([id])
+        return found

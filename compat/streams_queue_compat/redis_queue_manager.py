@@ -1,0 +1,491 @@
+"""`RedisQueueManager`, as documented: a queue by prefix, with its manual calls and its processor."""
+
+import asyncio
+import functools
+import logging
+import uuid
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+import msgspec
+
+from streams_queue.backoff import retry_delay
+from streams_queue.codec import Codec, decode_values, encode_values, number
+from streams_queue.errors import InvalidMessage, StreamsQueueError
+from streams_queue.execution import Execution, Policy, current
+from streams_queue.keys import Keys, valid_id
+from streams_queue.listener import Event
+from streams_queue.model import Lease, Message, Status
+from streams_queue.transitions import Failure, NewMessage
+from streams_queue.worker import Worker
+from streams_queue_compat.engine import Engine
+from streams_queue_compat.processor import Processor
+
+__all__ = [
+    "STATUS_COMPLETED",
+    "STATUS_ERROR",
+    "STATUS_PROCESSING",
+    "STATUS_QUEUED",
+    "STATUS_RETRY",
+    "RedisQueueManager",
+]
+
+logger = logging.getLogger("bot_logic.services.redis_queue_manager")
+
+STATUS_QUEUED = "queued"
+STATUS_PROCESSING = "processing"
+STATUS_COMPLETED = "completed"
+STATUS_ERROR = "error"
+STATUS_RETRY = "retry"
+
+Callback = Callable[[dict[str, Any], str, Any, str | None], Awaitable[None]]
+"""``await callback(message, status, response, error)``"""
+
+PROCESSOR_LEASE = 30.0
+"""Seconds: a processor renews its leases, so they need not last for ``lock_expiry``."""
+
+MAX_DELIVERIES = 3
+HANDLER_TIMEOUT = 600.0
+RESULT_TTL = 300
+DEAD_LETTER_TTL = 30 * 86400
+
+_LOCK_POLL = 0.1
+_MAX_PAYLOAD = 1 << 20
+_ENGINE_OWNED = (
+    "status",
+    "retry_count",
+    "dedup_key",
+    "error",
+    "moved_to_dlq_at",
+    "last_error",
+    "last_error_time",
+    "next_retry",
+)
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def documented(
+    otherwise: Callable[[], Any],
+) -> Callable[[Callable[Arguments, Awaitable[Answer]]], Callable[Arguments, Coroutine[Any, Any, Answer]]]:
+    """Decorator: no error leaves the coroutine. It is logged with its cause, and the documented "no" returned."""
+
+    def decorate(method: Callable[Arguments, Awaitable[Answer]]) -> Callable[Arguments, Coroutine[Any, Any, Answer]]:
+        name = method.__qualname__.rpartition(".")[2]
+
+        @functools.wraps(method)
+        async def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+            try:
+                answer = await method(*args, **kwargs)
+            except StreamsQueueError as error:
+                cause = f" (cause: {error.__cause__!r})" if error.__cause__ else ""
+                logger.error("%s: %s%s", name, error, cause)  # noqa: TRY400  # the cause says more than a traceback
+                return cast(Answer, otherwise())
+            except Exception:
+                logger.exception("%s failed", name)
+                return cast(Answer, otherwise())
+            # Of what a call was given only an id is shown, of its answer no more than that there is one.
+            subject = next((argument for argument in args[:2] if isinstance(argument, str)), "...")
+            logger.debug(
+                "%s(%s) -> %s", name, subject, answer if isinstance(answer, str | int) else type(answer).__name__
+            )
+            return answer
+
+        return call
+
+    return decorate
+
+
+class RedisQueueManager:
+    """A queue under one prefix. The documented methods; none of them lets an error out: it is logged instead.
+
+    The attributes may be set at any time and count from then on. An instance works in any number of event loops, each
+    with a connection of its own.
+
+    Args:
+        prefix: of every key.
+        default_ttl: seconds that a message may wait; None: it does not expire.
+    """
+
+    _indexes_users: ClassVar[bool] = False
+
+    def __init__(self, prefix: str, default_ttl: float | None = 3600) -> None:
+        self._keys = Keys(prefix)
+        self.default_ttl = default_ttl
+        self.max_retries = 3
+        self.retry_delay_base = 5.0
+        self.lock_expiry = 300.0
+        self.dedup_expiry = 3600.0
+        self._codec: Codec[dict[str, Any]] = Codec(None, _MAX_PAYLOAD)
+        self._engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Engine] = weakref.WeakKeyDictionary()
+        self._processor: Processor | None = None
+
+    # ---- names of keys, as documented
+
+    @property
+    def prefix(self) -> str:
+        """Of every key."""
+        return self._keys.prefix
+
+    @property
+    def queue_main_key(self) -> str:
+        """ZSET of every message accepted and not finished."""
+        return self._keys.main
+
+    @property
+    def queue_retry_key(self) -> str:
+        """ZSET of messages that wait for a retry."""
+        return self._keys.retry
+
+    @property
+    def queue_dlq_key(self) -> str:
+        """ZSET of dead letters."""
+        return self._keys.dlq
+
+    @property
+    def stats_key(self) -> str:
+        """HASH of counters."""
+        return self._keys.stats
+
+    @property
+    def msg_prefix(self) -> str:
+        """What stands before the id in the key of a message."""
+        return self._keys.message("")
+
+    @property
+    def dedup_prefix(self) -> str:
+        """What stands before the digest in the key of a dedup slot."""
+        return f"{self.prefix}:dedup:"
+
+    @property
+    def lock_prefix(self) -> str:
+        """What stands before the id in the key of a lock."""
+        return self._keys.lock("")
+
+    # ---- enqueue and look
+
+    @documented(lambda: None)
+    async def enqueue(self, message_data: Mapping[str, Any], callback: Callback | None = None) -> str | None:
+        """Put a message in the queue.
+
+        The id is ``request_id`` where that is given. While an unfinished message of the same ``user_id`` and
+        ``message`` holds the dedup slot, nothing is added. O(log n).
+
+        Args:
+            message_data: one field of the hash a key.
+            callback: told of ``queued``, ``processing``, ``retry``, ``completed`` and ``error``, also when another
+            process
+                does the work.
+
+        Returns:
+            The id, the existing one for a duplicate; None when it was refused or Redis is away.
+        """
+        engine = await self._engine()
+        message = self._new(message_data, engine.queue.listener.channel if callback else "")
+        if callback is None:
+            return (await engine.enqueues.submit(message)).id
+        hearer = _Hearer(dict(message_data) | {"request_id": message.id}, callback)
+        listener = engine.queue.listener
+        await listener.start()
+        listener.hear(message.id, hearer)
+        accepted = None
+        try:
+            accepted = await engine.enqueues.submit(message)
+        finally:
+            if accepted is None or accepted.duplicate:
+                listener.forget(message.id, hearer)
+        if not accepted.duplicate:
+            engine.in_background(asyncio.create_task(hearer.accepted()))
+        return accepted.id
+
+    @documented(lambda: -1)
+    async def get_position(self, message_id: str) -> int:
+        """1-based rank in main, else main's length and the rank in retry, else -1. O(log n)."""
+        engine = await self._engine()
+        return await engine.queue.position(message_id) or -1
+
+    @documented(lambda: None)
+    async def get_message(self, message_id: str) -> dict[str, Any] | None:
+        """The message's fields; None when there is no such message."""
+        engine = await self._engine()
+        fields = await engine.fields(message_id)
+        return decode_values(fields) if "timestamp" in fields else None
+
+    @documented(lambda: False)
+    async def update_message(self, message_id: str, updates: Mapping[str, Any]) -> bool:
+        """Write some fields and begin the message's time to live anew; False when there is no such message."""
+        engine = await self._engine()
+        _refuse_engine_fields(updates)
+        fields, types = encode_values(updates)
+        if engine.held(message_id):
+            await engine.keep(message_id)
+        return await engine.transitions.update(message_id, self._codec.flatten(fields), types)
+
+    @documented(lambda: 0)
+    async def get_queue_length(self, include_retry: bool = True, include_dlq: bool = False) -> int:
+        """Messages in main, and in retry and dlq where asked for. O(1)."""
+        stats = await (await self._engine()).queue.stats()
+        return stats.main + (stats.retry if include_retry else 0) + (stats.dead if include_dlq else 0)
+
+    @documented(dict[str, int])
+    async def get_stats(self) -> dict[str, int]:
+        """The counters of the stats hash, and ``main_queue_length``, ``retry_queue_length`` and ``dlq_length``."""
+        stats = await (await self._engine()).queue.stats()
+        lengths = {"main_queue_length": stats.main, "retry_queue_length": stats.retry, "dlq_length": stats.dead}
+        return {**stats.counters, **lengths}
+
+    # ---- finish: fenced where this process holds the message, an order from outside where it does not
+
+    @documented(lambda: False)
+    async def remove_message(self, message_id: str) -> bool:
+        """Take the message out and free its dedup slot; by whoever works on it, the documented way to finish it."""
+        execution = _execution_of(message_id)
+        if execution is not None:
+            return await execution.complete()
+        engine = await self._engine()
+        delivery = engine.held(message_id)
+        if delivery is None:
+            return await engine.queue.remove(message_id)
+        done = [(delivery.lease, b"")]
+        (answer,) = await engine.transitions.complete(engine.consumer, done, result_ttl=engine.queue.result_ttl)
+        engine.let_go(message_id)
+        return answer == "completed"
+
+    @documented(lambda: False)
+    async def move_to_dlq(self, message_id: str, error: str) -> bool:
+        """Make the message a dead letter."""
+        execution = _execution_of(message_id)
+        if execution is not None:
+            return await execution.give_up(str(error))
+        engine = await self._engine()
+        failure = Failure(_lease_of(engine, message_id), 0.0, "rejected", str(error))
+        (answer,) = await engine.transitions.dead_letter(
+            engine.consumer, [failure], dead_letter_ttl=engine.queue.dead_letter_ttl
+        )
+        engine.let_go(message_id)
+        return answer == "error"
+
+    @documented(lambda: False)
+    async def retry_message(self, message_id: str) -> bool:
+        """Have the message tried again after ``retry_delay_base * 2 ** retry_count`` seconds.
+
+        Past ``max_retries`` it becomes a dead letter. False when there is no such message, or its lease is lost.
+        """
+        execution = _execution_of(message_id)
+        if execution is not None:
+            return await execution.fail("")
+        engine = await self._engine()
+        retries = int(number((await engine.fields(message_id)).get("retry_count")))
+        delay = retry_delay(self.retry_delay_base, retries + 1)
+        policy = self._policy()
+        (answer,) = await engine.transitions.retry(
+            engine.consumer,
+            [Failure(_lease_of(engine, message_id), delay, "error", "")],
+            max_retries=policy.max_retries,
+            dead_letter_ttl=policy.dead_letter_ttl,
+            dedup_expiry=policy.dedup_expiry,
+        )
+        engine.let_go(message_id)
+        return answer in ("retry", "error")
+
+    @documented(lambda: None)
+    async def get_next_message(self) -> str | None:
+        """The id of the next message to work on, leased for ``lock_expiry`` seconds; None when there is none.
+
+        The same id again until it is finished by `remove_message`, `retry_message` or `move_to_dlq`. `update_message`
+        renews the lease. Where this process dies, another gets the message when the lease has run out.
+        """
+        return await (await self._engine()).next_held(self.lock_expiry)
+
+    # ---- locks
+
+    @documented(lambda: False)
+    async def try_acquire_lock(self, message_id: str, owner: str, timeout: float = 0) -> bool:
+        """Take ``P:lock:{id}`` for ``lock_expiry`` seconds, waiting up to `timeout` seconds for it.
+
+        True for a message that this process works on: its lease is this lock. A lock on a waiting message keeps workers
+        away from it.
+        """
+        engine = await self._engine()
+        if _execution_of(message_id) is not None or engine.held(message_id):
+            return True
+        deadline = asyncio.get_running_loop().time() + timeout
+        while not await engine.transitions.lock(self._keys.lock(message_id), owner, self.lock_expiry):
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            await asyncio.sleep(min(_LOCK_POLL, left))
+        return True
+
+    @documented(lambda: False)
+    async def release_lock(self, message_id: str, owner: str) -> bool:
+        """Free the lock; False when somebody else holds it. The lease of a message being worked on stays as it is."""
+        engine = await self._engine()
+        if _execution_of(message_id) is not None or engine.held(message_id):
+            return True
+        return await engine.transitions.unlock(self._keys.lock(message_id), owner)
+
+    @documented(lambda: False)
+    async def clear_deduplication_key(self, user_id: str, message: str) -> bool:
+        """Free the slot of this user and text; False when it was free."""
+        return await (await self._engine()).transitions.free(self._keys.slot(f"{user_id}:{message}"))
+
+    @documented(lambda: False)
+    async def clear_deduplication_key_by_id(self, message_id: str) -> bool:
+        """Free the slot that this message holds; False when there is no such message, or another holds it."""
+        engine = await self._engine()
+        slot = (await engine.fields(message_id)).get("dedup_key", b"").decode(errors="replace")
+        return slot.startswith(self.dedup_prefix) and await engine.transitions.unlock(slot, message_id)
+
+    # ---- the processor
+
+    async def start_processor(self, process_func: Callable[[str], Awaitable[Any]], poll_interval: float = 1.0) -> None:
+        """Work on messages in the background, one at a time: ``await process_func(id)`` for each.
+
+        A function that returns has finished its message; one that raises has it tried again. Starting twice is logged.
+
+        Args:
+            process_func: gets the id; the calls of this manager that it makes on it are its outcome.
+            poll_interval: seconds that an idle processor waits at most before it looks again.
+        """
+        if self._processor is not None and self._processor.running:
+            logger.warning("the processor of %s runs already", self.prefix)
+            return
+        self._processor = Processor(lambda: self._worker(process_func, poll_interval))
+        self._processor.start()
+        logger.info("the processor of %s started", self.prefix)
+
+    async def stop_processor(self, timeout: float = 5.0) -> None:
+        """Stop working: what is not done after `timeout` seconds is handed back. Stopping twice is logged."""
+        if self._processor is None or not self._processor.running:
+            logger.warning("no processor of %s runs", self.prefix)
+            return
+        await self._processor.stop(timeout)
+        logger.info("the processor of %s stopped", self.prefix)
+
+    async def close(self) -> None:
+        """Disconnect this event loop. Not in the old documentation, and not needed at the end of a program."""
+        engine = self._engines.pop(asyncio.get_running_loop(), None)
+        if engine is not None:
+            await engine.close()
+
+    # ---- inside
+
+    async def _worker(
+        self,
+        process_func: Callable[[str], Awaitable[Any]],
+        poll_interval: float,
+        *,
+        concurrency: int = 1,
+        timeout: float = HANDLER_TIMEOUT,
+    ) -> Worker[dict[str, Any]]:
+        engine = await self._engine()
+        worker = Worker(
+            engine.queue,
+            concurrency=concurrency,
+            lease=min(PROCESSOR_LEASE, self.lock_expiry),
+            max_retries=self.max_retries,
+            retry_delay=self.retry_delay_base,
+            timeout=timeout,
+            poll_interval=poll_interval,
+        )
+
+        @worker.handler
+        async def process(message: Message[dict[str, Any]]) -> Any:
+            worker.policy.max_retries = self.max_retries
+            worker.policy.retry_delay = self.retry_delay_base
+            worker.policy.dedup_expiry = max(1, round(self.dedup_expiry))
+            return await process_func(message.id)
+
+        return worker
+
+    async def _engine(self) -> Engine:
+        loop = asyncio.get_running_loop()
+        engine = self._engines.get(loop)
+        if engine is None:
+            engine = self._engines[loop] = Engine(self.prefix, self._policy, index_users=self._indexes_users)
+        await engine.open()
+        return engine
+
+    def _policy(self) -> Policy:
+        return Policy(
+            max_retries=self.max_retries,
+            retry_delay=self.retry_delay_base,
+            max_deliveries=MAX_DELIVERIES,
+            timeout=HANDLER_TIMEOUT,
+            result_ttl=RESULT_TTL,
+            dead_letter_ttl=DEAD_LETTER_TTL,
+            dedup_expiry=max(1, round(self.dedup_expiry)),
+        )
+
+    def _new(self, message_data: Mapping[str, Any], channel: str) -> NewMessage:
+        if not isinstance(message_data, Mapping):
+            raise InvalidMessage(f"message_data is a {type(message_data).__name__}: give a dict")
+        _refuse_engine_fields(message_data)
+        id = valid_id(str(message_data.get("request_id") or uuid.uuid4()))
+        data = {name: value for name, value in message_data.items() if name not in _ENGINE_OWNED}
+        if data.get("timestamp") is None:
+            data.pop("timestamp", None)  # the engine writes the server's time
+        data |= {"request_id": id, "_has_callback": bool(channel)}
+        user_id, text = data.get("user_id"), data.get("message")
+        return NewMessage(
+            id=id,
+            priority="normal",
+            delay=0.0,
+            ttl=self.default_ttl,
+            slot=self._keys.slot(f"{user_id}:{text}") if user_id and text else None,
+            fields=self._codec.with_types(*encode_values(data)),
+            listener=channel,
+        )
+
+
+class _Hearer:
+    """Tells a callback of a message's statuses, ``queued`` first."""
+
+    def __init__(self, message: dict[str, Any], callback: Callback) -> None:
+        self._message = message
+        self._callback = callback
+        self._accepted = asyncio.Event()
+
+    async def accepted(self) -> None:
+        """The message is in the queue. Only from now on does the callback hear of what became of it."""
+        await self._tell(STATUS_QUEUED)
+        self._accepted.set()
+
+    async def __call__(self, event: Event) -> None:
+        await self._accepted.wait()
+        words = event.detail.decode(errors="replace")
+        match event.status:
+            case Status.COMPLETED:
+                await self._tell(STATUS_COMPLETED, msgspec.json.decode(event.detail) if event.detail else None)
+            case Status.RETRY | Status.ERROR:
+                await self._tell(event.status.value, None, words)
+            case Status.EXPIRED:
+                await self._tell(STATUS_ERROR, None, "the message expired before it was worked on")
+            case Status.PROCESSING | Status.QUEUED:
+                await self._tell(event.status.value)
+
+    async def _tell(self, status: str, response: Any = None, error: str | None = None) -> None:
+        self._message["status"] = status
+        try:
+            await self._callback(self._message, status, response, error)
+        except Exception:
+            logger.exception("the callback of message %s failed at status %s", self._message["request_id"], status)
+
+
+def _execution_of(id: str) -> Execution[Any] | None:
+    execution = current.get()
+    return execution if execution is not None and execution.message.id == id else None
+
+
+def _lease_of(engine: Engine, id: str) -> Lease:
+    delivery = engine.held(id)
+    return Lease(id, "", "") if delivery is None else delivery.lease
+
+
+def _refuse_engine_fields(values: Mapping[str, Any]) -> None:
+    for name in values:
+        if str(name).startswith("_sq_"):
+            raise InvalidMessage(f"field {name!r} belongs to the engine: choose another name")
