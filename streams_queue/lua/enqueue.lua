@@ -44,7 +44,7 @@ local function accept(message, now)
   end
   if message.slot then
     call('HSET', message_key(message.id), 'dedup_key', message.slot)
-    call('SET', message.slot, message.id, 'EX', math.ceil(message.delay + dedup_expiry))
+    call('SET', message.slot, message.id, 'EX', whole_seconds(message.delay + dedup_expiry))
   end
   if index then
     local user = call('HGET', message_key(message.id), 'user_id')

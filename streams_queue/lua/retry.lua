@@ -24,7 +24,7 @@ local function wait_for_retry(id, body, token, retries, delay, error)
   call('DEL', lock_key(id))
   if body._sq_ttl then arm_body(id, body._sq_ttl, delay) end
   if is_slot(body.dedup_key) and try('GET', body.dedup_key) == id then
-    call('EXPIRE', body.dedup_key, math.ceil(delay + dedup_expiry))
+    call('EXPIRE', body.dedup_key, whole_seconds(delay + dedup_expiry))
   end
   index_user(body, id, now + delay, body._sq_ttl, delay)
   count('retry_count')

@@ -73,11 +73,16 @@ local function place_of(id)
   return call('ZSCORE', MAIN, id) or call('ZSCORE', RETRY, id) or call('ZSCORE', SCHEDULED, id) or call('ZSCORE', DLQ, id)
 end
 
+-- A time to live that EXPIRE accepts, whatever a caller or a damaged hash asks for: refused in the middle, it would leave
+-- half of a script done.
+local CENTURY = 100 * 365 * 86400
+local function whole_seconds(duration) return math.max(1, math.min(math.ceil(duration), CENTURY)) end
+
 -- The body's time to live, from now on, plus the seconds until the message is due.
 local function arm_body(id, ttl, until_due)
   ttl = number(ttl)
   if ttl then
-    call('EXPIRE', message_key(id), math.ceil(ttl + (until_due or 0)))
+    call('EXPIRE', message_key(id), whole_seconds(ttl + (until_due or 0)))
   else
     call('PERSIST', message_key(id))
   end
@@ -104,7 +109,7 @@ local function index_user(body, id, score, ttl, until_due)
   local key = user_key(body)
   if not key or failed(try('ZADD', key, score, id)) then return end
   ttl = number(ttl)
-  if ttl then call('EXPIRE', key, math.ceil(ttl + (until_due or 0))) else call('PERSIST', key) end
+  if ttl then call('EXPIRE', key, whole_seconds(ttl + (until_due or 0))) else call('PERSIST', key) end
 end
 local function forget_user(body, id)
   local key = user_key(body)
@@ -122,7 +127,7 @@ local function end_message(id, body, status, token, result, ttl)
     free_slot(body, id)
     forget_user(body, id)
   end
-  call('SET', done_key(id), status .. '\n' .. (token or '') .. '\n' .. (result or ''), 'EX', math.max(1, ttl or EXPIRED_TTL))
+  call('SET', done_key(id), status .. '\n' .. (token or '') .. '\n' .. (result or ''), 'EX', whole_seconds(ttl or EXPIRED_TTL))
   tell(body and body._sq_listener, id, status, result)
 end
 
