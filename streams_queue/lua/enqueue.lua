@@ -35,8 +35,8 @@ local function accept(message, now)
   local old = message.body ~= nil or call('EXISTS', message_key(message.id)) == 1
   local entry, status = place(message.id, message.letter, message.delay, due)
   if old then call('DEL', message_key(message.id)) end  -- an orphan's fields must not mix with the new ones
-  call('HSET', message_key(message.id), 'timestamp', seconds(now), 'status', status, 'retry_count', '0', '_sq_entry', entry,
-       unpack(ARGV, message.first, message.last))
+  call('HSET', message_key(message.id), 'timestamp', seconds(now), 'status', status, 'retry_count', '0', '_sq_entry', entry)
+  write_fields(message.id, message.first, message.last)
   if message.listener ~= '' then call('HSET', message_key(message.id), '_sq_listener', message.listener) end
   if message.ttl ~= '' then
     call('HSET', message_key(message.id), '_sq_ttl', message.ttl)

@@ -8,7 +8,7 @@ local id = ARGV[1]
 
 local body = read_body(id)
 if not body then return 0 end
-call('HSET', message_key(id), unpack(ARGV, 3))
+write_fields(id, 3, #ARGV)
 if body._sq_types then
   local known, types = pcall(cjson.decode, body._sq_types)
   if not known then types = {} end

@@ -93,6 +93,13 @@ local function bound_orphan(id)
   if call('TTL', message_key(id)) == -1 then call('EXPIRE', message_key(id), ORPHAN_TTL) end
 end
 
+-- Writes fields of a hash from ARGV, in portions: Lua unpacks no more than 8,000 values at once.
+local function write_fields(id, first, last)
+  for from = first, last, 1000 do
+    call('HSET', message_key(id), unpack(ARGV, from, math.min(from + 999, last)))
+  end
+end
+
 -- A slot belongs to the message whose id it holds, and only a key of this queue's is one.
 local function is_slot(key) return key and string.sub(key, 1, #PREFIX + 7) == PREFIX .. ':dedup:' end
 local function free_slot(body, id)
