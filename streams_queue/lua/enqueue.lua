@@ -27,6 +27,9 @@ end
 local function place(id, letter, delay, score)
   if delay <= 0 then return join_line(id, letter, score), 'queued', score end
   call('ZADD', SCHEDULED, score, id)
+  leave_line(id)
+  call('ZREM', RETRY, id)
+  call('ZREM', DLQ, id)
   return letter, 'scheduled', score
 end
 

@@ -20,7 +20,6 @@ local function requeue(id)
   end
   local score = next_score(now)
   local entry = join_line(id, letter_of(body), score)
-  call('ZREM', DLQ, id)
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
   restart(id, body, dedup_expiry)
   arm_body(id, body._sq_ttl)

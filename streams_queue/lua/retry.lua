@@ -15,7 +15,7 @@ local lease_ms, now = number(call('HGET', META, 'lease_ms'), 0), server_time()
 local function wait_for_retry(id, body, token, retries, delay, error)
   local letter, entry = letter_of(body), live_entry(body)
   if entry then drop_entry(letter, entry) end
-  leave_all_sets(id, letter)
+  leave_all_sets(id)
   call('ZADD', RETRY, now + delay, id)
   call('HSET', message_key(id), 'status', 'retry', 'retry_count', retries, 'next_retry', seconds(now + delay),
        '_sq_entry', letter, '_sq_settled', token)

@@ -30,7 +30,7 @@ end
 local function bury(id, body, now, dead_letter_ttl, reason, error)
   local letter, entry = letter_of(body), live_entry(body)
   if entry then drop_entry(letter, entry) end
-  leave_all_sets(id, letter)
+  leave_all_sets(id)
   call('ZADD', DLQ, now, id)
   call('HSET', message_key(id), 'status', 'error', 'error', error, 'moved_to_dlq_at', seconds(now), '_sq_reason', reason,
        '_sq_entry', letter)

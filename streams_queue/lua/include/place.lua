@@ -48,25 +48,28 @@ local function next_score(now)
   return last_score
 end
 
--- At the tail of the line: a stream entry and a place in main. Returns the value of _sq_entry.
--- XADD comes first: at maxmemory it is refused, and then nothing was written.
-local function join_line(id, letter, score)
-  local entry = call('XADD', STREAMS[letter], '*', 'id', id)
-  call('ZADD', MAIN, score, id)
-  if LINES[letter] then call('ZADD', LINES[letter], score, id) end
-  return letter .. entry
-end
-
-local function leave_line(id, letter)
+-- Which line a message stood in is not asked: its hash, which knew, may be gone.
+local function leave_line(id)
   call('ZREM', MAIN, id)
-  if LINES[letter] then call('ZREM', LINES[letter], id) end
+  call('ZREM', LINES.h, id)
+  call('ZREM', LINES.l, id)
 end
 
-local function leave_all_sets(id, letter)
-  leave_line(id, letter)
+local function leave_all_sets(id)
+  leave_line(id)
   call('ZREM', RETRY, id)
   call('ZREM', SCHEDULED, id)
   call('ZREM', DLQ, id)
+end
+
+-- At the tail of the line, and nowhere else: a stream entry and a place in main. Returns the value of _sq_entry.
+-- XADD comes first: at maxmemory it is refused, and then nothing was written.
+local function join_line(id, letter, score)
+  local entry = call('XADD', STREAMS[letter], '*', 'id', id)
+  leave_all_sets(id)
+  call('ZADD', MAIN, score, id)
+  if LINES[letter] then call('ZADD', LINES[letter], score, id) end
+  return letter .. entry
 end
 
 local function place_of(id)
@@ -128,7 +131,7 @@ end
 local function end_message(id, body, status, token, result, ttl)
   local letter, entry = letter_of(body), live_entry(body)
   if entry then drop_entry(letter, entry) end
-  leave_all_sets(id, letter)
+  leave_all_sets(id)
   call('DEL', message_key(id), lock_key(id))
   if body then
     free_slot(body, id)
@@ -140,12 +143,8 @@ end
 
 -- A body that ran out: counted and shown, never handed to a handler.
 local function expire_message(id, now)
-  local letter = 'n'
-  for line, key in pairs(LINES) do
-    if call('ZSCORE', key, id) then letter = line end
-  end
   bound_orphan(id)
-  leave_all_sets(id, letter)
+  leave_all_sets(id)
   call('ZREM', BODILESS, id)
   call('DEL', lock_key(id))
   call('ZADD', LOST, now, id)
