@@ -60,6 +60,7 @@ end
 local wrong = wrong_type()
 if wrong then return wrong end
 
+if index then indexes_users = true end
 local now, answers, k, a = server_time(), {}, HOUSE + 1, 3
 local messages = {}
 while a <= #ARGV do
