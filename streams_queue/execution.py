@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Message[Payload]], Awaitable[Any]]
 Item = TypeVar("Item")
 
+NOT_WRITTEN = ("stale", "gone")
+"""What a finishing transition answers to somebody who has lost the message, or whose message was taken out."""
+
 ERROR_LIMIT = 2000
 """Characters of an error's text that are kept."""
 
@@ -117,6 +120,11 @@ class Settlement:
         """Hand the message back uncharged."""
         return await _persist(self._releases, lease)
 
+    async def drain(self) -> None:
+        """Return when what was submitted so far is written, or could not be."""
+        for batcher in (self._completes, self._retries, self._dead_letters, self._releases):
+            await batcher.drain()
+
     async def tell(self, channels: Sequence[str], event: Event) -> None:
         """Tell listeners of a status; where the server is away they read it later."""
         try:
@@ -177,7 +185,7 @@ class Execution(Generic[Payload]):
             return False
         self.settled = "settling"  # from here on a lost lease is no news: the transition proves who is right
         self.settled = await self._settlement.settle(self.lease, outcome)
-        return self.settled not in ("stale", "gone")
+        return self.settled not in NOT_WRITTEN
 
     async def complete(self, result: Any = None) -> bool:
         """Finish the message as done."""

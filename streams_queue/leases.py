@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
@@ -96,6 +97,6 @@ class LeaseKeeper:
         for lease, still_held in zip(held, answers, strict=True):
             if not still_held:
                 self.drop(lease)
-                if not main.is_closed():
+                with suppress(RuntimeError):  # the main loop was closed meanwhile
                     main.call_soon_threadsafe(self._lost, lease)
         return True

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from streams_queue.connection import Connection, translated
-from streams_queue.errors import QueueUnavailable
+from streams_queue.errors import StreamsQueueError
 from streams_queue.keys import Keys
 from streams_queue.model import FINAL, Status
 from streams_queue.transitions import BATCH, Transitions
@@ -123,7 +123,7 @@ class Listener:
         while True:
             try:
                 await self._hear_events(reader)
-            except QueueUnavailable as error:
+            except StreamsQueueError as error:
                 if not warned:
                     logger.warning("events are not heard at present, their states are read again later: %s", error)
                 warned = True

@@ -54,6 +54,8 @@ class Maintenance:
                 if not failing:
                     logger.warning("the queue cannot be looked after at present: %s", error)
                 failing = True
+                # While the server was away leases ran out that their holders can still renew: they come first.
+                self._sweep_at = asyncio.get_running_loop().time() + self.lease
             await asyncio.sleep(INTERVAL)
 
     async def resign(self) -> None:

@@ -7,26 +7,21 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
 import anyio
 import anyio.abc
 
-from streams_queue.errors import ConfigurationError, QueueUnavailable, StreamsQueueError
-from streams_queue.execution import Execution, Handler, Policy, Rejected, Settlement, decoded, handle
+from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
+from streams_queue.errors import ConfigurationError, StreamsQueueError
+from streams_queue.execution import NOT_WRITTEN, Execution, Handler, Policy, Rejected, Settlement, decoded, handle
 from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.queue import Queue
-from streams_queue.transitions import Delivery, NotJoined
+from streams_queue.transitions import Delivery
 
 logger = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
-
-HAND_BACK_WITHIN = 2.0
-"""Seconds that a cancelled worker takes at most to hand back what it holds."""
 
 
 class Worker(Generic[Payload]):
@@ -145,94 +140,45 @@ class Worker(Generic[Payload]):
         """
         if self._handler is None:
             raise ConfigurationError("this worker has no handler: decorate one with @worker.handler")
+        self.consumer = consumer_name()
         await self.queue.open()
         await self._transitions.join(self.consumer, self._lease)
         logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
-        settlement = Settlement(self._transitions, self.consumer, self.policy)
-        maintenance = Maintenance(self._transitions, self.consumer, self._lease, self.policy)
-        keeper = LeaseKeeper(self.queue.settings, self.queue.keys, self.consumer, self._lease, self._lost)
-        keeper.start()
+        run = _Run(self, self._handler)
+        run.keeper.start()
         try:
             async with anyio.create_task_group() as background:
-                background.start_soon(maintenance.run)
-                background.start_soon(self._give_signs, keeper)
+                background.start_soon(run.maintenance.run)
+                background.start_soon(self._give_signs, run.keeper)
                 async with anyio.create_task_group() as handlers:
-                    run = _Run(self._handler, settlement, keeper, handlers)
                     async with anyio.create_task_group() as claiming:
                         claiming.start_soon(self._cancel_when_stopped, claiming.cancel_scope)
-                        await self._claim(run, maintenance if burst else None)
+                        await self._claim(run, handlers, burst=burst)
                         claiming.cancel_scope.cancel()
-                    await self._drain()
+                    await self._drain(handlers)
                 background.cancel_scope.cancel()
         finally:
-            keeper.stop()
-            await self._leave(maintenance)
+            run.keeper.stop()
+            self._stopping.clear()
+            await self._leave(run)
 
-    # ---- claiming
+    # ---- taking messages into free slots
 
-    async def _claim(self, run: "_Run[Payload]", burst: Maintenance | None) -> None:
-        reader = self.queue.connection.reader(self._poll_interval)
+    async def _claim(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, *, burst: bool) -> None:
         while True:
             free = await self._free_slots()
-            claimed = await self._patiently(lambda free=free: self._transitions.claim(self.consumer, free))  # type: ignore[misc]
-            self._start(run, claimed.deliveries)
+            claimed = await run.claimer.claim(free, self._executions)
+            self._start(run, handlers, claimed)
             if claimed.looked_at:
                 continue
-            if burst is not None:
-                if not self._executions and not await burst.round(full=True):
+            if burst:
+                if not self._executions and not await run.maintenance.round(full=True):
                     return
                 await self._wait_for_change(self._poll_interval)
             elif claimed.paused:
                 await self._wait_for_change(self._poll_interval)
             else:
-                self._start(run, await self._wait_for_entries(reader))
-
-    async def _wait_for_entries(self, reader: Any) -> list[Delivery]:
-        """One blocking read. Between the read and the adoption the entries have no lock, only their idle time."""
-        try:
-            entries = await self._transitions.wait(reader, self.consumer, self._poll_interval)
-        except QueueUnavailable as error:
-            logger.info("reading broke off, looking for what was delivered meanwhile: %s", error)
-            entries = await self._patiently(self._unheld_entries)
-        if not entries:
-            return []
-        free = max(0, self._concurrency - len(self._executions))
-        claimed = await self._patiently(lambda: self._transitions.adopt(self.consumer, entries, free))
-        return claimed.deliveries
-
-    async def _unheld_entries(self) -> list[str]:
-        held = {lease.entry for lease in self._executions}
-        return [entry for entry in await self._transitions.pending(self.consumer) if entry not in held]
-
-    async def _joined_again(self) -> bool:
-        """After a flush, or groups destroyed by hand: they are made anew, at 0."""
-        try:
-            await self._transitions.join(self.consumer, self._lease)
-        except StreamsQueueError:
-            return False  # the caller waits, and says why
-        logger.warning("the queue's keys were gone: worker %s joined again", self.consumer)
-        return True
-
-    async def _patiently(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The call's answer, however long the server is away: said once, not a thousand times."""
-        pause, warned = 0.1, False
-        while True:
-            try:
-                answer = await call()
-            except StreamsQueueError as error:
-                if isinstance(error, NotJoined) and await self._joined_again():
-                    continue
-                if not warned:
-                    logger.warning("the server is unavailable, worker %s waits: %s", self.consumer, error)
-                warned = True
-                await anyio.sleep(pause)
-                pause = min(pause * 2, 2.0)
-            else:
-                if warned:
-                    logger.warning("the server is available again, worker %s goes on", self.consumer)
-                return answer
-
-    # ---- slots
+                self._start(run, handlers, await run.claimer.wait(free, self._executions))
 
     async def _free_slots(self) -> int:
         while len(self._executions) >= self._concurrency:
@@ -244,11 +190,13 @@ class Worker(Generic[Payload]):
         with anyio.move_on_after(timeout):
             await self._changed.wait()
 
-    def _start(self, run: "_Run[Payload]", deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
+    def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
+        for delivery in claimed.deliveries:
             self._executions[delivery.lease] = None
             run.keeper.hold(delivery.lease)
-            run.handlers.start_soon(self._work, run, delivery)
+            handlers.start_soon(self._work, run, delivery)
+
+    # ---- working on one
 
     async def _work(self, run: "_Run[Payload]", delivery: Delivery) -> None:
         try:
@@ -257,25 +205,25 @@ class Worker(Generic[Payload]):
                 await run.settlement.settle(delivery.lease, execution)
                 return
             self._executions[delivery.lease] = execution
-            await self._execute(run, execution)
+            with execution.scope:
+                await self._execute(run, execution)
         finally:
             run.keeper.drop(delivery.lease)
             del self._executions[delivery.lease]
             self._changed.set()
 
     async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
-        with execution.scope:
-            try:
-                outcome = await handle(execution, run.handler, self.policy.timeout)
-            except asyncio.CancelledError:
-                # Ours: the lease is lost, the grace period over, or the worker cancelled. `release` knows which.
-                with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
-                    await execution.release()
-                raise
-            if execution.settled is None and await execution.settle(outcome) is False and not execution.lost:
-                self._log_lost(execution.lease)
-
-    # ---- losing and leaving
+        try:
+            outcome = await handle(execution, run.handler, self.policy.timeout)
+        except asyncio.CancelledError:
+            # Ours: the lease is lost, the grace period over, or the worker cancelled. `release` knows which.
+            with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
+                await execution.release()
+            raise
+        if execution.settled is None:  # the handler may have settled it by a call of the documented API
+            await execution.settle(outcome)
+        if execution.settled in NOT_WRITTEN:
+            self._log_lost(execution.lease)
 
     def _lost(self, lease: Lease) -> None:
         execution = self._executions.get(lease)
@@ -286,27 +234,40 @@ class Worker(Generic[Payload]):
         self._log_lost(lease)
 
     def _log_lost(self, lease: Lease) -> None:
-        logger.warning("worker %s lost message %s to another: its outcome is not written", self.consumer, lease.id)
+        logger.warning("worker %s lost message %s: its outcome is not written", self.consumer, lease.id)
+
+    # ---- leaving
 
     async def _cancel_when_stopped(self, scope: anyio.CancelScope) -> None:
         await self._stopping.wait()
         scope.cancel()
 
-    async def _drain(self) -> None:
+    async def _drain(self, handlers: anyio.abc.TaskGroup) -> None:
+        """Wait for handlers, then interrupt them; what is being settled has a moment more."""
         with anyio.move_on_after(self._grace):
-            while self._executions:
-                await self._wait_for_change(None)
+            await self._all_done()
         for execution in self._executions.values():
-            if execution is not None:
+            if execution is not None and execution.settled is None:
                 execution.scope.cancel()
+        with anyio.move_on_after(HAND_BACK_WITHIN):
+            await self._all_done()
+        handlers.cancel_scope.cancel()
 
-    async def _leave(self, maintenance: Maintenance) -> None:
+    async def _all_done(self) -> None:
+        while self._executions:
+            await self._wait_for_change(None)
+
+    async def _leave(self, run: "_Run[Payload]") -> None:
         with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
             try:
-                await maintenance.resign()
+                await run.settlement.drain()
+                await run.claimer.hand_back_unseen(())
+                await run.maintenance.resign()
                 await self._transitions.prune(self.consumer, idle=_NEVER)
             except StreamsQueueError as error:
                 logger.warning("worker %s could not take its leave, it will be pruned later: %s", self.consumer, error)
+        with anyio.CancelScope(shield=True):
+            await run.claimer.close()
 
     async def _give_signs(self, keeper: LeaseKeeper) -> None:
         while True:
@@ -318,19 +279,15 @@ _NEVER = 10 * 365 * 86400.0
 
 
 class _Run(Generic[Payload]):
-    """What one call of `Worker.run` hands to its parts."""
+    """The parts of one call of `Worker.run`."""
 
-    def __init__(
-        self,
-        handler: Handler[Payload],
-        settlement: Settlement,
-        keeper: LeaseKeeper,
-        handlers: anyio.abc.TaskGroup,
-    ) -> None:
+    def __init__(self, worker: Worker[Payload], handler: Handler[Payload]) -> None:
+        queue, transitions, consumer = worker.queue, worker.queue.transitions, worker.consumer
         self.handler = handler
-        self.settlement = settlement
-        self.keeper = keeper
-        self.handlers = handlers
+        self.claimer = Claimer(queue.connection, transitions, consumer, worker._lease, worker._poll_interval)
+        self.settlement = Settlement(transitions, consumer, worker.policy)
+        self.keeper = LeaseKeeper(queue.settings, queue.keys, consumer, worker._lease, worker._lost)
+        self.maintenance = Maintenance(transitions, consumer, worker._lease, worker.policy)
 
 
 def consumer_name() -> str:

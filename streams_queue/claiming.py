@@ -1,0 +1,145 @@
+"""How a worker comes by messages: claim, wait, and never lose sight of what was delivered to it."""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import anyio
+
+from streams_queue.connection import REDIS_ERRORS, Connection
+from streams_queue.errors import StreamsQueueError
+from streams_queue.model import Lease
+from streams_queue.transitions import Claimed, NotJoined, Transitions
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+HAND_BACK_WITHIN = 2.0
+"""Seconds that a worker which is told to go takes at most for handing back what it holds."""
+
+_PAUSES = (0.1, 2.0)
+"""Seconds before the first new attempt while the server is away, and before the last ones."""
+
+_NOTHING = Claimed(paused=False, looked_at=0, deliveries=[])
+
+
+class Claimer:
+    """Takes messages for one consumer.
+
+    What Redis delivered and the consumer does not know of (a reply that was lost) is found again in the list of its
+    pending entries. A claim under way is not cancelled, since its reply would be such a one: what it brings after a
+    cancellation goes back, uncharged.
+
+    Args:
+        lease: seconds.
+        block: seconds that `wait` waits at most.
+    """
+
+    def __init__(
+        self, connection: Connection, transitions: Transitions, consumer: str, lease: float, block: float
+    ) -> None:
+        self._connection = connection
+        self._transitions = transitions
+        self._consumer = consumer
+        self._lease = lease
+        self._block = block
+        self._reader: Any = None
+
+    async def claim(self, free: int, held: Collection[Lease]) -> Claimed:
+        """Messages for up to `free` slots, none if nothing waits. `held`: what the consumer works on now."""
+        with anyio.CancelScope(shield=True):
+            try:
+                claimed = await self._transitions.claim(self._consumer, free)
+            except StreamsQueueError as error:
+                failed: StreamsQueueError | None = error
+            else:
+                failed = None
+        if failed is None:
+            return await self._unless_cancelled(claimed)
+        logger.debug("a claim failed, looking for what it may have brought: %s", failed)
+        return await self._adopt_unseen(free, held)
+
+    async def wait(self, free: int, held: Collection[Lease]) -> Claimed:
+        """One blocking read, and what it brought. Between read and adoption an entry has no lock, only its idle time."""
+        if self._reader is None:
+            self._reader = self._connection.reader(self._block)
+        try:
+            entries = await self._transitions.wait(self._reader, self._consumer, self._block)
+        except StreamsQueueError as error:
+            logger.debug("a read broke off, looking for what it may have brought: %s", error)
+            return await self._adopt_unseen(free, held)
+        return await self._adopt(entries, free) if entries else _NOTHING
+
+    async def hand_back_unseen(self, held: Collection[Lease]) -> None:
+        """Give back what a cancelled read may have left behind."""
+        entries = await self._unseen(held)
+        if entries:
+            await self._transitions.adopt(self._consumer, entries, 0)
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """Hand messages back uncharged, also when cancelled."""
+        with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
+            try:
+                await self._transitions.release(self._consumer, leases)
+            except StreamsQueueError as error:
+                logger.warning(
+                    "%d messages could not be handed back, they wait for their lease: %s", len(leases), error
+                )
+
+    async def close(self) -> None:
+        """Give up the connection for reading."""
+        if self._reader is not None:
+            with suppress(*REDIS_ERRORS):
+                await self._reader.aclose()
+
+    async def _adopt_unseen(self, free: int, held: Collection[Lease]) -> Claimed:
+        entries = await self._patiently(lambda: self._unseen(held))
+        return await self._adopt(entries, free) if entries else _NOTHING
+
+    async def _unseen(self, held: Collection[Lease]) -> list[str]:
+        known = {lease.entry for lease in held}
+        return [entry for entry in await self._transitions.pending(self._consumer) if entry not in known]
+
+    async def _adopt(self, entries: Sequence[str], free: int) -> Claimed:
+        async def adopt() -> Claimed:
+            with anyio.CancelScope(shield=True):
+                return await self._transitions.adopt(self._consumer, entries, free)
+
+        return await self._unless_cancelled(await self._patiently(adopt))
+
+    async def _unless_cancelled(self, claimed: Claimed) -> Claimed:
+        if claimed.deliveries and anyio.current_effective_deadline() == -math.inf:
+            await self.release([delivery.lease for delivery in claimed.deliveries])
+            return _NOTHING
+        return claimed
+
+    async def _patiently(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The call's answer, however long the server is away: said once, not a thousand times."""
+        pause, warned = _PAUSES[0], False
+        while True:
+            try:
+                answer = await call()
+            except StreamsQueueError as error:
+                if isinstance(error, NotJoined) and await self._joined_again():
+                    continue
+                if not warned:
+                    logger.warning("the server is unavailable, worker %s waits: %s", self._consumer, error)
+                warned = True
+                await anyio.sleep(pause)
+                pause = min(pause * 2, _PAUSES[1])
+            else:
+                if warned:
+                    logger.warning("the server is available again, worker %s goes on", self._consumer)
+                return answer
+
+    async def _joined_again(self) -> bool:
+        """After a flush, or groups destroyed by hand: they are made anew, at 0."""
+        try:
+            await self._transitions.join(self._consumer, self._lease)
+        except StreamsQueueError:
+            return False  # the caller waits, and says why
+        logger.warning("the queue's keys were gone: worker %s joined again", self._consumer)
+        return True
