@@ -9,6 +9,9 @@ local BODY = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_ttl'
               'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types'}
 local function read_body(id)
   local values = try('HMGET', message_key(id), unpack(BODY))
+  if values.err and not string.find(values.err, 'WRONGTYPE', 1, true) then
+    error(values.err)  -- out of reach (a Cluster slot on its way, a permission that lacks) is not run out
+  end
   if values.err or not values[1] then return nil end
   local body = {}
   for i, name in ipairs(BODY) do body[name] = values[i] or nil end
