@@ -260,8 +260,8 @@ class Transitions:
         found: list[str] = []
         with self._translated():
             for letter, key in self.keys.streams.items():
-                reply = await self.connection.client.execute_command("XPENDING", key, GROUP, "-", "+", BATCH, consumer)
-                found += [letter + entry.decode() for entry, *_ in reply]
+                reply = await self.connection.client.xpending_range(key, GROUP, "-", "+", BATCH, consumername=consumer)
+                found += [letter + row["message_id"].decode() for row in reply]
         return found
 
     async def renew(self, consumer: str, leases: Sequence[Lease]) -> list[bool]:
