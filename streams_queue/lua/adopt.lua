@@ -13,20 +13,22 @@ local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
 local paused = call('HGET', META, 'paused') == '1'
 
--- Only what is still pending for this consumer: a sweeper may have passed since the read.
-local function still_delivered(letter, entry)
-  local pending = call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1, consumer)
-  return pending[1] ~= nil
+-- Only what is still pending for this consumer: a sweeper may have passed since the read. Asked of all before the first
+-- write: where a group is gone, this is the error that says so.
+local delivered = {}
+for i = 3, #ARGV do
+  local letter, entry = string.sub(ARGV[i], 1, 1), string.sub(ARGV[i], 2)
+  if call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1, consumer)[1] then
+    delivered[#delivered + 1] = {letter, entry}
+  end
 end
 
 local now, rows = server_time(), {}
-for i = 3, #ARGV do
-  local letter, entry = string.sub(ARGV[i], 1, 1), string.sub(ARGV[i], 2)
-  if still_delivered(letter, entry) then
-    call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, entry, 'JUSTID')  -- the lease begins now, not at the read
-    local found = call('XRANGE', STREAMS[letter], entry, entry)[1]
-    local row = take(letter, entry, found and found[2][2], consumer, lease_ms, now, not paused and #rows < max_messages)
-    if row then rows[#rows + 1] = row end
-  end
+for _, pair in ipairs(delivered) do
+  local letter, entry = pair[1], pair[2]
+  call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, entry, 'JUSTID')  -- the lease begins now, not at the read
+  local found = call('XRANGE', STREAMS[letter], entry, entry)[1]
+  local row = take(letter, entry, found and found[2][2], consumer, lease_ms, now, not paused and #rows < max_messages)
+  if row then rows[#rows + 1] = row end
 end
 return finish({paused and 1 or 0, #ARGV - 2, rows})

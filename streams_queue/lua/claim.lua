@@ -13,12 +13,16 @@ local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
 if call('HGET', META, 'paused') == '1' then return {1, 0, {}} end
 
--- XPENDING finds what was handed back, XCLAIM takes it over and gives the id. Redis 6.2 leaves a deleted entry pending.
+-- Asked of all streams before the first write: where a group is gone, this is the error that says so.
+local returned = {}
+for _, letter in ipairs(PRIORITIES) do
+  returned[letter] = call('XPENDING', STREAMS[letter], GROUP, '-', '+', max_messages, RETURNED)
+end
+
+-- XPENDING found what was handed back, XCLAIM takes it over and gives the id. Redis 6.2 leaves a deleted entry pending.
 local function handed_back(letter, wanted)
   local entries = {}
-  for _, pending in ipairs(call('XPENDING', STREAMS[letter], GROUP, '-', '+', wanted, RETURNED)) do
-    entries[#entries + 1] = pending[1]
-  end
+  for i = 1, math.min(wanted, #returned[letter]) do entries[i] = returned[letter][i][1] end
   if #entries == 0 then return {} end
   local claimed, seen = {}, {}
   for _, entry in ipairs(call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, unpack(entries))) do
