@@ -20,10 +20,12 @@ local function take(letter, entry, id, consumer, lease_ms, now, room)
     call('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
     return
   end
-  if not call('SET', lock_key(id), consumer, 'NX', 'PX', lease_ms) and try('GET', lock_key(id)) ~= consumer then
+  local owner = try('GET', lock_key(id))
+  if owner and owner ~= consumer then
     call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
     return
   end
+  call('SET', lock_key(id), consumer, 'PX', lease_ms)
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
   call('HSET', message_key(id), 'status', 'processing', '_sq_entry', letter .. entry, '_sq_owner', consumer,
        '_sq_deliveries', delivery)
