@@ -63,7 +63,7 @@ class Claimer:
         return await self._adopt_unseen(free, held)
 
     async def wait(self, free: int, held: Collection[Lease]) -> Claimed:
-        """One blocking read, and what it brought. Between read and adoption an entry has no lock, only its idle time."""
+        """One blocking read, and what it brought: between read and adoption an entry has an idle time, but no lock."""
         if self._reader is None:
             self._reader = self._connection.reader(self._block)
         try:
@@ -106,7 +106,8 @@ class Claimer:
     async def _adopt(self, entries: Sequence[str], free: int) -> Claimed:
         async def adopt() -> Claimed:
             with anyio.CancelScope(shield=True):
-                return await self._transitions.adopt(self._consumer, entries, free)
+                claimed = await self._transitions.adopt(self._consumer, entries, free)
+            return claimed  # noqa: RET504  # the scope may swallow, says the type checker
 
         return await self._unless_cancelled(await self._patiently(adopt))
 

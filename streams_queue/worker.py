@@ -19,7 +19,7 @@ from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.queue import Queue
-from streams_queue.transitions import Delivery
+from streams_queue.transitions import Claimed, Delivery
 
 logger = logging.getLogger(__name__)
 
