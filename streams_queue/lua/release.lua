@@ -21,7 +21,7 @@ local function release(id, entry, delivery)
     bound_orphan(id)
     return 'gone'
   end
-  hand_back(id, letter, live)
+  hand_back(id, body, letter, live)
   return 'queued'
 end
 

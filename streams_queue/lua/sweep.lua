@@ -43,7 +43,7 @@ local function recover(letter, entry)
   elseif body._sq_owner then
     local crashes = number(body._sq_crashes, 0) + 1
     if crashes >= max_deliveries then return give_up(id, body, crashes) end
-    hand_back(id, letter, entry)
+    hand_back(id, body, letter, entry)
     call('HSET', message_key(id), '_sq_crashes', crashes)
     recovered = recovered + 1
   end
@@ -74,7 +74,7 @@ local function sweep_unlocked(letter)
       local body = id and read_body(id)
       if body and body._sq_owner == consumer and body._sq_entry == letter .. entry
           and call('EXISTS', lock_key(id)) == 0 then
-        hand_back(id, letter, entry)
+        hand_back(id, body, letter, entry)
         recovered = recovered + 1
       end
     end

@@ -45,10 +45,11 @@ end
 
 -- Back in line where it stood: held by `returned` until a worker takes it, its delivery uncharged. Where the entry is
 -- gone with its stream, `reconcile` gives the message a new one.
-local function hand_back(id, letter, entry)
+local function hand_back(id, body, letter, entry)
   local claimed = try('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
   if failed(claimed) or #claimed == 0 then entry = '' end
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', letter .. entry)
   call('HDEL', message_key(id), '_sq_owner')
+  if body._sq_ttl then arm_body(id, body._sq_ttl) end
   call('DEL', lock_key(id))
 end
