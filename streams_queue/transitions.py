@@ -260,7 +260,7 @@ class Transitions:
         found: list[str] = []
         with self._translated():
             for letter, key in self.keys.streams.items():
-                reply = await self.connection.client.xpending_range(key, GROUP, "-", "+", BATCH, consumername=consumer)
+                reply: Any = await self.connection.client.xpending_range(key, GROUP, "-", "+", BATCH, consumername=consumer)
                 found += [letter + row["message_id"].decode() for row in reply]
         return found
 
