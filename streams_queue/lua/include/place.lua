@@ -1,6 +1,7 @@
 -- Where a message stands: its entry in a stream, its place in the documented sets, its body and what hangs on it.
 
 local ORPHAN_TTL = 3600    -- seconds left to a body that somebody took out of every queue
+local DEAD_LETTER_TTL = 30 * 86400  -- the same, where somebody made it a dead letter by hand
 local EXPIRED_TTL = 60     -- seconds that a marker without a result stays
 local LOST_CAP = 10000     -- how many ids P:lost remembers
 
@@ -94,9 +95,11 @@ local function arm_body(id, ttl, until_due)
   end
 end
 
--- What an outsider left without a place gets an end; it keeps an earlier one.
+-- What an outsider took out of the line gets an end; it keeps an earlier one, and needs none while it waits elsewhere.
 local function bound_orphan(id)
-  if call('TTL', message_key(id)) == -1 then call('EXPIRE', message_key(id), ORPHAN_TTL) end
+  leave_line(id)
+  if call('TTL', message_key(id)) ~= -1 or call('ZSCORE', RETRY, id) or call('ZSCORE', SCHEDULED, id) then return end
+  call('EXPIRE', message_key(id), call('ZSCORE', DLQ, id) and DEAD_LETTER_TTL or ORPHAN_TTL)
 end
 
 -- Writes fields of a hash from ARGV, in portions: Lua unpacks no more than 8,000 values at once.
@@ -146,8 +149,8 @@ end
 
 -- A body that ran out: counted and shown, never handed to a handler.
 local function expire_message(id, now)
-  bound_orphan(id)
   leave_all_sets(id)
+  bound_orphan(id)
   call('ZREM', BODILESS, id)
   call('DEL', lock_key(id))
   call('ZADD', LOST, now, id)
