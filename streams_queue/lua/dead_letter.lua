@@ -15,6 +15,7 @@ local function give_up(id, entry, delivery, reason, error)
   local body, token = read_body(id), token_of(entry, delivery)
   if entry == '' then
     if not body then return 'gone' end
+    if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
   elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
     return settled_before(id, body, token) or 'stale'
   end

@@ -1,5 +1,5 @@
 -- retry: processing -> retry, or -> dead letter past max_retries. With an empty entry it is an order from outside,
---        for a message that nobody's delivery is asked about.
+--        for a message that nobody's delivery is asked about; `delivery` then names the order, which counts once.
 -- KEYS     house, then per message: message lock done
 -- ARGV     consumer max_retries dead_letter_ttl dedup_expiry, then per message: id entry delivery delay reason error
 -- RETURNS  per message: "retry" | "error" (now a dead letter) | "stale" | "gone" (it had left the line, and was dropped)
@@ -36,6 +36,7 @@ local function fail(id, entry, delivery, delay, reason, error)
   local body, token = read_body(id), token_of(entry, delivery)
   if entry == '' then
     if not body or not place_of(id) then return 'gone' end
+    if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
   elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
     return settled_before(id, body, token) or 'stale'
   elseif not call('ZSCORE', MAIN, id) then
