@@ -162,10 +162,22 @@ class _OneAtATime(RedisCluster):
     def __init__(self, **options: Any) -> None:
         self._turn = asyncio.Lock()
         super().__init__(**options)
+        self._first = dict(self.nodes_manager.startup_nodes)
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         async with self._turn:
+            if not self.nodes_manager.startup_nodes:
+                # redis-py 5 and 6 strike out each node that failed, the last one too.
+                self.nodes_manager.startup_nodes.update(self._first)
             return await super().execute_command(*args, **kwargs)
+
+    async def aclose(self) -> None:
+        # From redis-py 7 on a failed call marks the client as not initialized, and closing skips those;
+        # after it the slot table may hold nodes that stand nowhere else.
+        self._initialize = False
+        used = {id(node): node for nodes in self.nodes_manager.slots_cache.values() for node in nodes}
+        await super().aclose()
+        await asyncio.gather(*(node.disconnect() for node in used.values()))
 
 
 def _common(address: Address, connect_timeout: float, timeout: float) -> dict[str, Any]:
@@ -272,7 +284,7 @@ def translate(error: BaseException) -> StreamsQueueError:
         return ConfigurationError(
             f"a key under this prefix belongs to another program: {text}; remove it, or choose another prefix"
         )
-    if isinstance(error, exceptions.ClusterCrossSlotError):
+    if isinstance(error, exceptions.ClusterCrossSlotError) or "same key slot" in text:
         return ConfigurationError(f"on Redis Cluster the prefix needs a hash tag, such as {{chat_api}}: {text}")
     if isinstance(error, exceptions.MovedError):
         return QueueUnavailable(f"a Redis Cluster sends us elsewhere ({text}); does the URL say redis+cluster://?")

@@ -17,6 +17,7 @@ UNBOUNDED = re.compile(
     (?P<prefix>.+?):(?:
         stream(?:|:high|:low)                  # delivery; an entry goes when its message is finished
       | queue:(?:main|retry|scheduled|dlq)     # an id goes when its message is finished
+      | line:(?:high|low)                      # an id goes when its message is finished
       | stats | meta                           # a fixed number of fields
       | lost                                   # capped
     )

@@ -6,7 +6,8 @@ import ssl
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 import redis.exceptions
@@ -126,7 +127,7 @@ async def test_a_call_that_timed_out_was_sent_once(private):
         assert await value_of(connection, "n") == b"1"
 
 
-async def value_of(connection: Connection, key: str) -> bytes:
+async def value_of(connection: Connection, key: str) -> Any:
     """Its value, once all that was sent to a server that stood still has been carried out."""
     await until(lambda: connection.client.get(key))
     await until(lambda: connection.client.get(key))
@@ -148,7 +149,7 @@ async def test_a_cancelled_call_leaves_no_stray_reply(private):
     server = private()
     async with opened(server.url) as connection:
         for client, key in ((connection.client, "a"), (connection.reader(5.0), "b")):
-            call = asyncio.create_task(client.blpop(key, 5))
+            call = asyncio.ensure_future(client.execute_command("BLPOP", key, 5))
             await until(lambda: blocked(server))
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -157,9 +158,9 @@ async def test_a_cancelled_call_leaves_no_stray_reply(private):
             assert await client.get("k") is None
 
 
-async def blocked(server: servers.Server) -> int:
+async def blocked(server: servers.Server) -> bool:
     async with server.client() as client:
-        return (await client.info("clients"))["blocked_clients"]
+        return bool((await client.info("clients"))["blocked_clients"])
 
 
 async def test_it_reconnects_by_itself(private):
@@ -204,7 +205,7 @@ async def test_wrong_or_missing_credentials(private):
 
 
 async def test_a_missing_permission_is_named(private):
-    server = private("--user", *"limited on >pw ~* &* +@all -command".split())
+    server = private("--user", "limited", "on", ">pw", "~*", "&*", "+@all", "-command")
     async with opened(f"redis://127.0.0.1:{server.port}") as connection:
         await connection.client.set("k", "v")
     text = await refused(f"redis://limited:pw@127.0.0.1:{server.port}", ConfigurationError)
@@ -232,14 +233,15 @@ async def test_sentinel_gives_the_primary(private, tmp_path, password):
     assert "No master found for 'other'" in await refused(f"{url}/other", QueueUnavailable)
 
 
-@pytest.fixture
-def cluster(private) -> servers.Server:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[servers.Server]:
     """A cluster of one, which is enough to see the client work."""
-    node = private("--cluster-enabled", "yes")
+    node = servers.start(servers.DEFAULT, tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes")
     with node.sync_client() as client:
         client.execute_command("CLUSTER ADDSLOTS", *range(16384))
         servers.wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok", what="the cluster up")
-    return node
+    yield node
+    node.kill()
 
 
 async def test_cluster(cluster):
@@ -250,7 +252,7 @@ async def test_cluster(cluster):
         assert await connection.client.get("{q}n") == b"200"
         assert await connection.reader(0.1).xread({"{q}s": "$"}, block=100) == []
         with pytest.raises(ConfigurationError, match="hash tag"), translated():
-            await connection.client.execute_command("MGET", "a", "b", target_nodes=connection.client.get_default_node())
+            await connection.client.execute_command("MGET", "a", "b")
 
 
 async def test_a_cluster_call_that_timed_out_was_sent_once(cluster):

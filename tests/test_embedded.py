@@ -62,6 +62,7 @@ def start() -> Iterator[Start]:
 
 
 def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
@@ -71,7 +72,7 @@ def ask(path: str, *command: object):
 
 
 def pid_of(path: str) -> int:
-    return ask(path, "INFO", "server")["process_id"]
+    return int(ask(path, "INFO", "server")["process_id"])
 
 
 def parent_of(pid: int) -> int:
@@ -100,9 +101,9 @@ def test_one_private_server_for_all_threads():
     (path,) = set(paths)
     assert len(path) < 100
     assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
-    assert ask(path, "CONFIG", "GET", "port") == {"port": "0"}
-    assert ask(path, "CONFIG", "GET", "appendonly") == {"appendonly": "no"}
-    assert ask(path, "CONFIG", "GET", "save") == {"save": ""}
+    assert ask(path, "CONFIG GET", "port") == {"port": "0"}
+    assert ask(path, "CONFIG GET", "appendonly") == {"appendonly": "no"}
+    assert ask(path, "CONFIG GET", "save") == {"save": ""}
 
 
 def test_ends_with_its_process(start):
@@ -139,9 +140,8 @@ def test_a_directory_keeps_its_data_over_kill_9(start, tmp_path):
     first = start(HOLD, tmp_path / "data")
     path = line(first)
     pid = pid_of(path)
-    assert ask(path, "CONFIG", "GET", "append*") | {"appendonly": "yes", "appendfsync": "everysec"} == ask(
-        path, "CONFIG", "GET", "append*"
-    )
+    assert ask(path, "CONFIG GET", "appendonly") == {"appendonly": "yes"}
+    assert ask(path, "CONFIG GET", "appendfsync") == {"appendfsync": "everysec"}
     ask(path, "SET", "k", "v")
     first.kill()
     second = start(HOLD, tmp_path / "data")
@@ -152,7 +152,7 @@ def test_a_directory_keeps_its_data_over_kill_9(start, tmp_path):
 def test_a_relative_directory(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = line(start(HOLD, "data"))
-    assert ask(path, "CONFIG", "GET", "dir") == {"dir": str(tmp_path / "data")}
+    assert ask(path, "CONFIG GET", "dir") == {"dir": str(tmp_path / "data")}
 
 
 def test_a_directory_in_use_is_refused(start, tmp_path):
