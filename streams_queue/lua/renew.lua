@@ -14,8 +14,9 @@ local lease_ms = number(call('HGET', META, 'lease_ms'), 0)
 local function renew(id, entry, delivery)
   local body = read_body(id)
   if lease_ms == 0 or not holds(id, body, consumer, entry, delivery, lease_ms) then return 'lost' end
-  call('SET', lock_key(id), consumer, 'PX', lease_ms)
+  -- XCLAIM comes first: it is allowed at maxmemory, and what follows an allowed write is allowed too.
   try('XCLAIM', STREAMS[letter_of(body)], GROUP, consumer, 0, live_entry(body), 'JUSTID')  -- the stream may be gone
+  call('SET', lock_key(id), consumer, 'PX', lease_ms)
   if body._sq_ttl then arm_body(id, body._sq_ttl) end
   return 'held'
 end
