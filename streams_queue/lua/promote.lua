@@ -13,15 +13,15 @@ local now, promoted, more = server_time(), 0, 0
 local function promote(set, id)
   local body = read_body(id)
   if not body then return expire_message(id, now) end
-  if not call('ZSCORE', MAIN, id) then
+  call('ZREM', set, id)  -- first: it is allowed at maxmemory, and what follows an allowed write is allowed too
+  if not call('ZSCORE', MAIN, id) then  -- else main wins, and `reconcile` sees to its entry
     local score = next_score(now)
     local entry = join_line(id, letter_of(body), score)
     call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
-    if body._sq_ttl then arm_body(id, body._sq_ttl) end
+    if body._sq_ttl or body._sq_types then arm_body(id, body._sq_ttl) end  -- an old producer's hash keeps its own
     index_user(body, id, score, body._sq_ttl)
     promoted = promoted + 1
   end
-  call('ZREM', set, id)  -- also where main has it already: main wins, and `reconcile` sees to its entry
 end
 
 for _, set in ipairs({RETRY, SCHEDULED}) do
