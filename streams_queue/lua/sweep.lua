@@ -55,7 +55,10 @@ local function sweep_dead(letter)
   local field = 'sweep_cursor_' .. letter
   local cursor = call('HGET', META, field) or '0-0'
   local reply = try('XAUTOCLAIM', STREAMS[letter], GROUP, RETURNED, lease_ms, cursor, 'COUNT', limit, 'JUSTID')
-  if failed(reply) then return false end  -- no group, or somebody made the cursor a text
+  if failed(reply) then  -- no group, or somebody made the cursor a text
+    call('HDEL', META, field)
+    return false
+  end
   for _, entry in ipairs(reply[2]) do recover(letter, entry) end
   call('HSET', META, field, reply[1])
   return reply[1] ~= '0-0'
@@ -66,7 +69,10 @@ local function sweep_unlocked(letter)
   local field = 'lock_cursor_' .. letter
   local cursor = call('HGET', META, field) or '-'
   local page = try('XPENDING', STREAMS[letter], GROUP, cursor, '+', limit)
-  if failed(page) then return false end
+  if failed(page) then
+    call('HDEL', META, field)
+    return false
+  end
   for _, pending in ipairs(page) do
     local entry, consumer, idle = pending[1], pending[2], pending[3]
     if consumer ~= RETURNED and consumer ~= PARKED and idle < lease_ms then
