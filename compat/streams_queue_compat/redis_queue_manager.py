@@ -21,6 +21,7 @@ from streams_queue.transitions import Failure, NewMessage
 from streams_queue.worker import Worker
 from streams_queue_compat.engine import Engine
 from streams_queue_compat.processor import Processor
+from streams_queue_compat.values import storable
 
 __all__ = [
     "STATUS_COMPLETED",
@@ -52,16 +53,7 @@ DEAD_LETTER_TTL = 30 * 86400
 
 _LOCK_POLL = 0.1
 _MAX_PAYLOAD = 1 << 20
-_ENGINE_OWNED = (
-    "status",
-    "retry_count",
-    "dedup_key",
-    "error",
-    "moved_to_dlq_at",
-    "last_error",
-    "last_error_time",
-    "next_retry",
-)
+_ENGINE_OWNED = ("status", "retry_count", "dedup_key")
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -218,7 +210,7 @@ class RedisQueueManager:
         """Write some fields and begin the message's time to live anew; False when there is no such message."""
         engine = await self._engine()
         _refuse_engine_fields(updates)
-        fields, types = encode_values(updates)
+        fields, types = encode_values(storable(updates))
         if engine.held(message_id):
             await engine.keep(message_id)
         return await engine.transitions.update(message_id, self._codec.flatten(fields), types)
@@ -436,7 +428,7 @@ class RedisQueueManager:
             delay=0.0,
             ttl=self.default_ttl,
             slot=self._keys.slot(f"{user_id}:{text}") if user_id and text else None,
-            fields=self._codec.with_types(*encode_values(data)),
+            fields=self._codec.with_types(*encode_values(storable(data))),
             listener=channel,
         )
 
