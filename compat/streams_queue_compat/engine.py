@@ -8,6 +8,7 @@ from streams_queue.batching import Batcher
 from streams_queue.codec import Fields
 from streams_queue.execution import Policy
 from streams_queue.maintenance import Maintenance
+from streams_queue.model import FINAL
 from streams_queue.queue import Queue
 from streams_queue.transitions import Delivery, Enqueued, NewMessage, Transitions
 from streams_queue.worker import consumer_name
@@ -24,7 +25,7 @@ class Engine:
     def __init__(self, prefix: str, policy: Callable[[], Policy], *, index_users: bool) -> None:
         self.queue: Queue[dict[str, Any]] = Queue(prefix)
         self.consumer = consumer_name()
-        self.enqueues: Batcher[NewMessage, Enqueued] = Batcher(self._send)
+        self._enqueues: Batcher[NewMessage, Enqueued] = Batcher(self._send)
         self._policy = policy
         self._index_users = index_users
         self._held: dict[str, Delivery] = {}
@@ -48,7 +49,7 @@ class Engine:
 
     async def close(self) -> None:
         """Disconnect; what is held by hand comes back to the line when its lease runs out."""
-        await self.enqueues.drain()
+        await self._enqueues.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.queue.close()
@@ -57,6 +58,19 @@ class Engine:
         """Keep a task until it is done."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def accept(self, message: NewMessage) -> Enqueued:
+        """Put a message in the queue.
+
+        An id is known no longer than its message is unfinished: the old code deleted what was done, and took the id of
+        a dead letter for a new message. The engine remembers both for a while.
+        """
+        accepted = await self._enqueues.submit(message)
+        if accepted.duplicate and accepted.id == message.id and accepted.status in FINAL:
+            await self.transitions.remove([message.id], only_dead=True)
+            await self.transitions.free(self.queue.keys.done(message.id))
+            accepted = await self._enqueues.submit(message)
+        return accepted
 
     async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
         policy = self._policy()

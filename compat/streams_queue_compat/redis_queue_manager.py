@@ -177,18 +177,18 @@ class RedisQueueManager:
         engine = await self._engine()
         message = self._new(message_data, engine.queue.listener.channel if callback else "")
         if callback is None:
-            return (await engine.enqueues.submit(message)).id
+            return (await engine.accept(message)).id
         hearer = _Hearer(dict(message_data) | {"request_id": message.id}, callback)
         listener = engine.queue.listener
         await listener.start()
         listener.hear(message.id, hearer)
         accepted = None
         try:
-            accepted = await engine.enqueues.submit(message)
+            accepted = await engine.accept(message)
         finally:
-            if accepted is None or accepted.duplicate:
+            if accepted is None or accepted.id != message.id:
                 listener.forget(message.id, hearer)
-        if not accepted.duplicate:
+        if accepted.id == message.id:
             engine.in_background(asyncio.create_task(hearer.accepted()))
         return accepted.id
 
