@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import worker
+from streams_queue.cli import demo, worker
 
 app = typer.Typer(
     name="streams-queue",
@@ -33,3 +33,4 @@ def _common(
 
 
 app.command(epilog=worker.EPILOG)(worker.worker)
+app.command(epilog=demo.EPILOG)(demo.demo)
