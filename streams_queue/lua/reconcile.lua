@@ -9,7 +9,7 @@
 local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
 local WINDOW = 60             -- seconds around now in which an id added by hand is found within a second
 local BODILESS_GRACE = 5      -- seconds an id may stand in main before its body is written
-local BODILESS_TTL = 60       -- seconds that the note of it lasts
+local BODILESS_TTL = 180      -- seconds that the note of it lasts, longer than the time between two full passes
 
 local wrong = wrong_type()
 if wrong then return wrong end
@@ -43,6 +43,9 @@ local function lives(letter, entry)
   return call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
 end
 
+-- Notes of what was mended meanwhile. A write that is allowed at maxmemory, and so what follows is allowed too.
+call('ZREMRANGEBYSCORE', BODILESS, '-inf', now - BODILESS_TTL)
+
 local function note_bodiless(id)
   call('ZADD', BODILESS, 'NX', now, id)
   call('EXPIRE', BODILESS, BODILESS_TTL)
@@ -54,8 +57,8 @@ end
 
 local function adopt(id, body)
   local letter, old = letter_of(body), live_entry(body)
-  local entry = letter .. call('XADD', STREAMS[letter], '*', 'id', id)
   if old then drop_entry(letter, old) end
+  local entry = letter .. call('XADD', STREAMS[letter], '*', 'id', id)
   if LINES[letter] then call('ZADD', LINES[letter], call('ZSCORE', MAIN, id), id) end
   call('ZREM', RETRY, id)
   call('ZREM', SCHEDULED, id)
