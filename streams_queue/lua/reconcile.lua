@@ -1,5 +1,6 @@
 -- reconcile: what outsiders did to main -> consistent. An empty cursor looks at the newest scores from 60 s ago to 60 s
---            ahead; any other is a step of a full pass, which begins and ends at "0".
+--            ahead; any other is a step of a full pass, which begins and ends at "0" and follows the order of main, so
+--            that streams that are gone are rebuilt in that order.
 -- KEYS     house
 -- ARGV     cursor limit adopted_ttl dedup_expiry
 -- RETURNS  {next cursor, messages given an entry, messages without a body taken out, ids in main less entries in streams}
@@ -86,9 +87,16 @@ if cursor == '' then
   local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
   for i = #newest, 1, -1 do look_at(newest[i]) end
 else
-  local page = call('ZSCAN', MAIN, cursor, 'COUNT', limit)
-  next_cursor = page[1]
-  for i = 1, #page[2], 2 do look_at(page[2][i]) end
+  -- A cursor is the score to go on with, and how many of that score were looked at: ids that leave main do not shift it.
+  local from, seen = string.match(cursor, '^(%S+) (%d+)$')
+  local page = call('ZRANGEBYSCORE', MAIN, from or '-inf', '+inf', 'WITHSCORES', 'LIMIT', seen or 0, limit)
+  local last, same = page[#page], 0
+  for i = 1, #page, 2 do
+    look_at(page[i])
+    if page[i + 1] == last then same = same + 1 end
+  end
+  if last == from then same = same + seen end
+  next_cursor = #page == 2 * limit and last .. ' ' .. same or '0'
 end
 count('adopted_messages', repaired)
 local entries = call('XLEN', STREAMS.h) + call('XLEN', STREAMS.n) + call('XLEN', STREAMS.l)
