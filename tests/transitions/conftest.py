@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,3 +34,23 @@ async def queue(unjoined: Queue) -> Queue:
     """A queue that worker w1 joined."""
     await unjoined.transitions.join("w1", LEASE)
     return unjoined
+
+
+@pytest.fixture
+async def small(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Queue]:
+    """A queue on a server of its own, of the run's kind, that evicts nothing: `fill` and `empty` it."""
+    name = request.config.getoption("--server") or servers.DEFAULT
+    try:
+        server = servers.start(name, tmp_path, "--maxmemory-policy", "noeviction")
+    except KeyError:
+        pytest.skip(f"{name} has no server of one's own")
+    connection = Connection(Settings(server.url))
+    try:
+        await connection.open()
+        async with server.client() as client:
+            queue = Queue(connection, Keys("small"), client)
+            await queue.transitions.join("w1", LEASE)
+            yield queue
+    finally:
+        await connection.close()
+        server.stop()

@@ -207,6 +207,21 @@ class Queue:
     def redis_bytes(self) -> Any:
         return self.transitions.connection.client
 
+    async def delete_stream(self) -> None:
+        """Delete the stream of normal messages, a millisecond or more after its last entry."""
+        await self.redis.delete(self.keys.streams["n"])
+        start = await self.now()
+        while await self.now() < start + 0.002:
+            pass
+
+    async def fill(self) -> None:
+        """The server has no memory left."""
+        await self.redis.config_set("maxmemory", "1")
+
+    async def empty(self) -> None:
+        """It has memory again."""
+        await self.redis.config_set("maxmemory", "0")
+
     # ---- the transitions, with the tests' policy
 
     async def complete(self, lease: Lease, by: str = "w1", result: bytes = b"") -> str:

@@ -6,11 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-import servers
-from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, QueueUnavailable
-from streams_queue.keys import Keys
-from streams_queue.settings import Settings
 from transitions.tables import DEDUP_EXPIRY, META, NEVER, PARKED, Queue, body, new
 
 
@@ -293,24 +289,13 @@ async def test_a_payload_of_20000_fields_is_stored_and_delivered_whole(queue: Qu
     assert fields.items() <= {name: raw.decode() for name, raw in delivery.fields.items()}.items()
 
 
-async def test_at_maxmemory_a_batch_is_refused_whole(tmp_path, request):
-    name = request.config.getoption("--server") or servers.DEFAULT
-    full = servers.start(name, tmp_path, "--maxmemory-policy", "noeviction")
-    connection = Connection(Settings(full.url))
-    async with full.client() as redis:
-        try:
-            await connection.open()
-            queue = Queue(connection, Keys("full"), redis)
-            await queue.transitions.join("w1", 30)
-            await queue.enqueue("first")
-            before = await queue.table()
-            await redis.config_set("maxmemory", "1")
-            for delay, unique in ((0.0, None), (100.0, None), (0.0, "k")):
-                with pytest.raises(QueueUnavailable, match="maxmemory"):
-                    await queue.enqueue("a", "b", delay=delay, unique=unique)
-            assert await queue.table() == before
-            await redis.config_set("maxmemory", "0")
-            assert await queue.enqueue("a") == [("a", "queued", False)]
-        finally:
-            await connection.close()
-            full.stop()
+async def test_at_maxmemory_a_batch_is_refused_whole(small: Queue):
+    await small.enqueue("first")
+    before = await small.table()
+    await small.fill()
+    for delay, unique in ((0.0, None), (100.0, None), (0.0, "k")):
+        with pytest.raises(QueueUnavailable, match="maxmemory"):
+            await small.enqueue("a", "b", delay=delay, unique=unique)
+    assert await small.table() == before
+    await small.empty()
+    assert await small.enqueue("a") == [("a", "queued", False)]
