@@ -106,6 +106,11 @@ class Settlement:
         self._dead_letters: Batcher[Failure, str] = Batcher(self._dead_letter)
         self._releases: Batcher[Lease, str] = Batcher(self._release)
 
+    @property
+    def prefix(self) -> str:
+        """Of the queue."""
+        return self._transitions.keys.prefix
+
     async def settle(self, lease: Lease, outcome: Outcome) -> str:
         """The status that the message has now, or ``stale`` or ``gone`` where nothing was written."""
         match outcome:
@@ -178,6 +183,11 @@ class Execution(Generic[Payload]):
         """The answer to the one finishing transition, once there was one."""
         self._settlement = settlement
         self._policy = policy
+
+    @property
+    def prefix(self) -> str:
+        """Of the queue that the message is in: another may have one with the same id."""
+        return self._settlement.prefix
 
     async def settle(self, outcome: Outcome) -> bool:
         """Finish the message; False when it is finished already, or lost."""

@@ -219,8 +219,8 @@ async def process_chat_request(request: QueuedRequest) -> Any:
     """
     if _chat.handler is None and _chat.services is None:
         _chat.bind()
-    execution = current.get()
-    if execution is not None and execution.message.id == request.request_id:
+    execution = _chat.queue._execution_of(request.request_id)
+    if execution is not None:
         return await _process_delivery(request, execution)
     try:
         response = await _respond(request)

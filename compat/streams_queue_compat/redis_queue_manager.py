@@ -233,7 +233,7 @@ class RedisQueueManager:
     @documented(lambda: False)
     async def remove_message(self, message_id: str) -> bool:
         """Take the message out and free its dedup slot; by whoever works on it, the documented way to finish it."""
-        execution = _execution_of(message_id)
+        execution = self._execution_of(message_id)
         if execution is not None:
             return await execution.complete()
         engine = await self._engine()
@@ -248,7 +248,7 @@ class RedisQueueManager:
     @documented(lambda: False)
     async def move_to_dlq(self, message_id: str, error: str) -> bool:
         """Make the message a dead letter."""
-        execution = _execution_of(message_id)
+        execution = self._execution_of(message_id)
         if execution is not None:
             return await execution.give_up(str(error))
         engine = await self._engine()
@@ -265,7 +265,7 @@ class RedisQueueManager:
 
         Past ``max_retries`` it becomes a dead letter. False when there is no such message, or its lease is lost.
         """
-        execution = _execution_of(message_id)
+        execution = self._execution_of(message_id)
         if execution is not None:
             return await execution.fail("")
         engine = await self._engine()
@@ -301,8 +301,11 @@ class RedisQueueManager:
         away from it.
         """
         engine = await self._engine()
-        if _execution_of(message_id) is not None or engine.held(message_id):
-            return True
+        execution = self._execution_of(message_id)
+        if execution is not None:
+            return not execution.lost
+        if engine.held(message_id):
+            return await engine.keep(message_id)
         deadline = asyncio.get_running_loop().time() + timeout
         while not await engine.transitions.lock(self._keys.lock(message_id), owner, self.lock_expiry):
             left = deadline - asyncio.get_running_loop().time()
@@ -315,7 +318,7 @@ class RedisQueueManager:
     async def release_lock(self, message_id: str, owner: str) -> bool:
         """Free the lock; False when somebody else holds it. The lease of a message being worked on stays as it is."""
         engine = await self._engine()
-        if _execution_of(message_id) is not None or engine.held(message_id):
+        if self._execution_of(message_id) is not None or engine.held(message_id):
             return True
         return await engine.transitions.unlock(self._keys.lock(message_id), owner)
 
@@ -401,6 +404,13 @@ class RedisQueueManager:
         await engine.open()
         return engine
 
+    def _execution_of(self, id: str) -> Execution[Any] | None:
+        """The delivery of this message that the calling handler works on."""
+        execution = current.get()
+        if execution is None or (execution.prefix, execution.message.id) != (self.prefix, id):
+            return None
+        return execution
+
     def _policy(self) -> Policy:
         return Policy(
             max_retries=self.max_retries,
@@ -465,11 +475,6 @@ class _Hearer:
             await self._callback(self._message, status, response, error)
         except Exception:
             logger.exception("the callback of message %s failed at status %s", self._message["request_id"], status)
-
-
-def _execution_of(id: str) -> Execution[Any] | None:
-    execution = current.get()
-    return execution if execution is not None and execution.message.id == id else None
 
 
 def _lease_of(engine: Engine, id: str) -> Lease:
