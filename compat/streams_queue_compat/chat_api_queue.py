@@ -14,7 +14,6 @@ from streams_queue.worker import Worker
 from streams_queue_compat.handlers import Handler, Services, find_handler
 from streams_queue_compat.processor import JointLock, Processor
 from streams_queue_compat.redis_queue_manager import (
-    HANDLER_TIMEOUT,
     STATUS_COMPLETED,
     STATUS_ERROR,
     STATUS_PROCESSING,
@@ -61,6 +60,9 @@ OLD_WORKER = "processor"
 """The owner of the global lock that a worker of the old code gives."""
 NEW_WORKERS = "streams-queue"
 """The owner that all workers of this code give, and hold the lock together."""
+
+HANDLER_TIMEOUT = 600.0
+"""Seconds that answering a request may take."""
 
 _GLOBAL_LOCK_TTL = 30.0
 _STOP_TIMEOUT = 5.0

@@ -47,7 +47,10 @@ PROCESSOR_LEASE = 30.0
 """Seconds: a processor renews its leases, so they need not last for ``lock_expiry``."""
 
 MAX_DELIVERIES = 3
-HANDLER_TIMEOUT = 600.0
+NO_LIMIT = 10 * 365 * 86400.0
+"""Seconds: a process function may take as long as it likes, as it always could."""
+
+SHORTEST_POLL = 0.01
 RESULT_TTL = 300
 DEAD_LETTER_TTL = 30 * 86400
 
@@ -374,7 +377,7 @@ class RedisQueueManager:
         poll_interval: float,
         *,
         concurrency: int = 1,
-        timeout: float = HANDLER_TIMEOUT,
+        timeout: float = NO_LIMIT,
     ) -> Worker[dict[str, Any]]:
         engine = await self._engine()
         worker = Worker(
@@ -384,7 +387,7 @@ class RedisQueueManager:
             max_retries=self.max_retries,
             retry_delay=self.retry_delay_base,
             timeout=timeout,
-            poll_interval=poll_interval,
+            poll_interval=max(SHORTEST_POLL, poll_interval),
         )
 
         @worker.handler
@@ -416,7 +419,7 @@ class RedisQueueManager:
             max_retries=self.max_retries,
             retry_delay=self.retry_delay_base,
             max_deliveries=MAX_DELIVERIES,
-            timeout=HANDLER_TIMEOUT,
+            timeout=NO_LIMIT,
             result_ttl=RESULT_TTL,
             dead_letter_ttl=DEAD_LETTER_TTL,
             dedup_expiry=max(1, round(self.dedup_expiry)),
