@@ -31,6 +31,10 @@ async def gone(redis: Any, prefix: str, id: str) -> bool:
     return places == [None] * 3 and not await redis.exists(f"{prefix}:msg:{id}", f"{prefix}:lock:{id}")
 
 
+async def ends(redis: Any, prefix: str, id: str) -> None:
+    await until(lambda: gone(redis, prefix, id), what=f"the end of {id}")
+
+
 async def is_dead(redis: Any, prefix: str, id: str) -> bool:
     return await redis.zscore(f"{prefix}:queue:dlq", id) is not None
 
@@ -49,9 +53,9 @@ async def test_a_message_ends_once(manager, redis, prefix, style):
     ids = [await manager.enqueue({"n": n}) for n in range(5)]
     async with processing(manager, process):
         for id in ids:
-            await until(lambda id=id: gone(redis, prefix, id))
+            await ends(redis, prefix, id)
         last = await manager.enqueue({})
-        await until(lambda: gone(redis, prefix, last))
+        await ends(redis, prefix, last)
     assert runs == [*ids, last]
     assert int(await redis.hget(f"{prefix}:stats", "completed_messages")) == 6
 
@@ -125,7 +129,7 @@ async def test_the_locks_of_a_handlers_own_message(manager, redis, prefix):
 
     id = await manager.enqueue({})
     async with processing(manager, process):
-        await until(lambda: gone(redis, prefix, id))
+        await ends(redis, prefix, id)
     assert answers == [True, True, True, True, "me"]
 
 
@@ -226,19 +230,19 @@ async def test_a_message_of_another_queue_with_the_same_id(managers, redis, pref
     async with processing(manager, process):
         await manager.enqueue({"request_id": "same"})
         await done.wait()
-        await until(lambda: gone(redis, prefix, "same"))
+        await ends(redis, prefix, "same")
 
 
-async def test_calls_from_tasks_and_threads_of_a_handler_are_its_own(manager, redis, prefix):
+async def test_calls_from_tasks_of_a_handler_are_its_own(manager, redis, prefix):
     answers: list[bool] = []
 
     async def process(id: str) -> None:
         answers.append(await asyncio.create_task(manager.try_acquire_lock(id, "me")))
-        answers.append(await asyncio.gather(manager.remove_message(id)) == [True])
+        answers.extend(await asyncio.gather(manager.remove_message(id)))
 
     id = await manager.enqueue({})
     async with processing(manager, process):
-        await until(lambda: gone(redis, prefix, id))
+        await ends(redis, prefix, id)
     assert answers == [True, True]
 
 
@@ -263,7 +267,7 @@ async def test_stopped_and_started_again(manager, redis, prefix):
     for _ in range(2):
         id = await manager.enqueue({})
         async with processing(manager, process):
-            await until(lambda id=id: gone(redis, prefix, id))
+            await ends(redis, prefix, id)
 
 
 async def test_stop_waits_for_the_handler(manager, redis, prefix):
