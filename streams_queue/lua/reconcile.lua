@@ -89,7 +89,8 @@ if cursor == '' then
 else
   -- A cursor is the score to go on with, and how many of that score were looked at: ids that leave main do not shift it.
   local from, seen = string.match(cursor, '^(%S+) (%d+)$')
-  local page = call('ZRANGEBYSCORE', MAIN, from or '-inf', '+inf', 'WITHSCORES', 'LIMIT', seen or 0, limit)
+  if not from then from, seen = '-inf', 0 end
+  local page = call('ZRANGEBYSCORE', MAIN, from, '+inf', 'WITHSCORES', 'LIMIT', seen, limit)
   local last, same = page[#page], 0
   for i = 1, #page, 2 do
     look_at(page[i])
