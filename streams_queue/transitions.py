@@ -260,7 +260,9 @@ class Transitions:
         found: list[str] = []
         with self._translated():
             for letter, key in self.keys.streams.items():
-                reply: Any = await self.connection.client.xpending_range(key, GROUP, "-", "+", BATCH, consumername=consumer)
+                reply: Any = await self.connection.client.xpending_range(
+                    key, GROUP, "-", "+", BATCH, consumername=consumer
+                )
                 found += [letter + row["message_id"].decode() for row in reply]
         return found
 
@@ -443,8 +445,12 @@ class Transitions:
         house: bool = True,
     ) -> Any:
         """Run a script; `tails` is what follows each row (or the head) at no fixed length."""
-        if len(head) != len(script.head) or any(len(row) != len(script.each) for row in rows):
-            raise TypeError(f"{script.name} takes {script.head}, then {script.each} for each message")
+        keys_due = len(script.keys) * (len(rows) if script.each else 1)
+        fits = len(head) == len(script.head) and all(len(row) == len(script.each) for row in rows)
+        if not fits or len(keys) != keys_due:
+            raise TypeError(
+                f"{script.name} takes {script.head}, then {script.each} and the keys {script.keys} for each message"
+            )
         parts = itertools.zip_longest(rows, tails, fillvalue=())
         arguments = [*head, *(argument for row, tail in parts for argument in (*row, *tail))]
         all_keys = [*self.keys.house, *keys] if house else list(keys)
