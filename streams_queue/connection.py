@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import redis
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio import connection as wire
+from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
@@ -121,7 +123,7 @@ class Connection:
         common = _common(address, self.settings.timeout, timeout)
         client: Redis | RedisCluster
         if address.kind == "cluster":
-            client = _cluster(address, common)
+            client = _Cluster(address, common)
         elif address.kind == "sentinel":
             client = self._by_sentinel(common, connections)
         else:
@@ -152,17 +154,33 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Asks Sentinel for the primary, and waits for a free connection instead of failing."""
 
 
-class _OneAtATime(RedisCluster):
+class _Cluster(RedisCluster):
     """Sends its commands one after the other, and so keeps one connection to each node.
 
     redis-py sends ASKING and the command it is meant for over whatever connection is free: with
-    several, redirects during a slot move fail.
+    several, redirects during a slot move fail. A pipeline is outside of this.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, address: Address, common: dict[str, Any]) -> None:
+        self._place, self._common = address, common
         self._turn = asyncio.Lock()
-        super().__init__(**options)
+        if int(redis.__version__.partition(".")[0]) < 6:
+            # From 6 on the given Retry speaks for these two as well.
+            common = {**common, "cluster_error_retry_attempts": 0, "connection_error_retry_attempts": 0}
+        super().__init__(
+            startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+            require_full_coverage=False,  # a queue lives in one slot: others may be down
+            max_connections=_MAX_CONNECTIONS,
+            ssl=address.tls,
+            **common,
+        )
         self._first = dict(self.nodes_manager.startup_nodes)
+
+    def pubsub(self, **options: Any) -> PubSub:  # type: ignore[override]
+        """At any node, since each passes on what is published: redis-py has none here before 8."""
+        address = self._place._replace(hosts=(random.choice(self._place.hosts),))
+        pool = _pool(address, self._common, 1, self._common["socket_connect_timeout"])
+        return PubSub(pool, **options)
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         async with self._turn:
@@ -219,19 +237,6 @@ def _pool(address: Address, common: dict[str, Any], connections: int, wait: floa
         host, port = address.hosts[0]
         kind, where = wire.SSLConnection if address.tls else wire.Connection, {"host": host, "port": port}
     return BlockingConnectionPool(connection_class=kind, max_connections=connections, timeout=wait, **where, **common)
-
-
-def _cluster(address: Address, common: dict[str, Any]) -> RedisCluster:
-    if int(redis.__version__.partition(".")[0]) < 6:
-        # From 6 on the given Retry speaks for these two as well.
-        common |= {"cluster_error_retry_attempts": 0, "connection_error_retry_attempts": 0}
-    return _OneAtATime(
-        startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
-        require_full_coverage=False,  # a queue lives in one slot: others may be down
-        max_connections=_MAX_CONNECTIONS,
-        ssl=address.tls,
-        **common,
-    )
 
 
 async def _check(client: Redis | RedisCluster) -> None:

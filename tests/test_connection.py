@@ -254,6 +254,16 @@ async def test_cluster(cluster):
             await connection.client.execute_command("MGET", "a", "b")
 
 
+async def test_a_cluster_passes_messages_on(cluster):
+    url = f"redis+cluster://127.0.0.1:{cluster.port}"
+    async with opened(url) as connection, connection.reader(1.0).pubsub() as channel:
+        await channel.subscribe("c")
+        assert (await channel.get_message(timeout=5.0))["type"] == "subscribe"
+        await connection.client.execute_command("PUBLISH", "c", b"news")
+        assert (await channel.get_message(timeout=5.0))["data"] == b"news"
+        assert await channel.get_message(timeout=0.1) is None
+
+
 async def test_a_cluster_call_that_timed_out_was_sent_once(cluster):
     async with opened(f"redis+cluster://127.0.0.1:{cluster.port}", timeout=0.4) as connection:
         await sent_once(connection, cluster)
