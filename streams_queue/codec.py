@@ -269,8 +269,8 @@ class Codec(Generic[Payload]):
             )
         return [item for name, value in fields.items() for item in (name.encode(), value)]
 
-    def decode(self, id: str, fields: Fields) -> Message[Payload]:
-        """The message in a hash.
+    def decode(self, id: str, fields: Fields, *, lenient: bool = False) -> Message[Payload]:
+        """The message in a hash; when `lenient`, a payload that does not fit the queue's Struct is given as a dict.
 
         Raises:
             InvalidMessage: the payload does not fit the queue's Struct.
@@ -285,7 +285,7 @@ class Codec(Generic[Payload]):
         last_run = status is Status.PROCESSING or (status is Status.ERROR and reason != "crash")
         return Message(
             id=id,
-            data=self._typed(id, values),
+            data=self._typed(id, values, lenient),
             status=status,
             attempts=retries + crashes + last_run,
             deliveries=int(number(fields.get("_sq_deliveries"))),
@@ -317,12 +317,14 @@ class Codec(Generic[Payload]):
             raise InvalidMessage(f"payload: {error}") from error
         return cast(dict[str, Any], values)
 
-    def _typed(self, id: str, values: dict[str, Any]) -> Payload:
+    def _typed(self, id: str, values: dict[str, Any], lenient: bool) -> Payload:
         if self._payload is None:
             return cast(Payload, values)
         try:
             return msgspec.convert(values, self._payload, str_keys=True)
         except (msgspec.ValidationError, RecursionError) as error:
+            if lenient:
+                return cast(Payload, values)
             raise InvalidMessage(f"message {id}: {error}") from error
 
 
