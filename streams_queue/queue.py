@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self
 
+import anyio
 import msgspec
 
 from streams_queue.batching import Batcher
@@ -14,12 +15,15 @@ from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, Expired, HandlerFailed, InvalidMessage, NotFound, Removed
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import REREAD, Event, Listener
-from streams_queue.model import LETTERS, Message, Payload, Priority, Receipt, Stats, Status
+from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
 from streams_queue.settings import Settings
 from streams_queue.transitions import Enqueued, NewMessage, Transitions
 
 RESULT_LIMIT = 64 << 10
 """Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""
+
+LONGEST = 100 * 365 * 86400.0
+"""Seconds: a longer time is a mistake, and before long more than Redis takes."""
 
 
 class Queue(Generic[Payload]):
@@ -182,6 +186,8 @@ class Queue(Generic[Payload]):
             InvalidMessage: a value cannot be stored, or the queue has a payload type, whose fields belong together.
         """
         fields, types = self.codec.encode_changes(changes)
+        if not fields:
+            return await self.get(id) is not None
         return await self.transitions.update(id, fields, types)
 
     async def remove(self, id: str) -> bool:
@@ -224,7 +230,8 @@ class Queue(Generic[Payload]):
             NotFound: nothing is known of it, or no longer: a result lasts ``result_ttl``.
             TimeoutError: it is not finished yet.
         """
-        async with asyncio.timeout(timeout):
+        # asyncio's own timeout cancels once, which `asyncio.wait_for` of Python 3.11, used by redis-py, may swallow.
+        with anyio.fail_after(timeout):
             await self.listener.start()
             heard: asyncio.Queue[Event] = asyncio.Queue()
             self.listener.hear(id, heard.put)
@@ -234,25 +241,28 @@ class Queue(Generic[Payload]):
                 self.listener.forget(id, heard.put)
 
     async def _end_of(self, id: str, heard: asyncio.Queue[Event]) -> Any:
-        known = False
-        while True:
-            event = await self.listener.look(id)
-            if event is None and not known:
-                raise NotFound(f"no message {id!r} in queue {self.keys.prefix!r}: never enqueued, or finished long ago")
-            known = True
-            while event is not None:
-                if event.status is Status.COMPLETED:
-                    return msgspec.json.decode(event.detail) if event.detail else None
-                if event.status is Status.ERROR:
-                    raise HandlerFailed(text(event.detail) or "", await self._reason(id))
-                if event.status is Status.EXPIRED:
-                    raise Expired(f"message {id!r} expired before it was worked on")
-                if event.status is Status.REMOVED:
-                    raise Removed(f"message {id!r} was removed")
-                try:
-                    event = await asyncio.wait_for(heard.get(), REREAD)
-                except TimeoutError:
-                    break  # read the state again: an event can be missed
+        event = await self.listener.look(id)
+        if event is None:
+            raise NotFound(f"no message {id!r} in queue {self.keys.prefix!r}: never enqueued, or finished long ago")
+        while event is None or event.status not in FINAL:
+            missing = event is None
+            with anyio.move_on_after(REREAD) as nothing_heard:
+                event = await heard.get()
+            if nothing_heard.cancelled_caught:
+                event = await self.listener.look(id)  # an event can be missed, a status cannot
+                if event is None and missing:  # the first time it may have been between two places
+                    raise Expired(f"message {id!r} is gone without a trace, its body ran out")
+        return await self._result_of(event)
+
+    async def _result_of(self, event: Event) -> Any:
+        match event.status:
+            case Status.ERROR:
+                raise HandlerFailed(text(event.detail) or "", await self._reason(event.id))
+            case Status.EXPIRED:
+                raise Expired(f"message {event.id!r} expired before it was worked on")
+            case Status.REMOVED:
+                raise Removed(f"message {event.id!r} was removed")
+        return msgspec.json.decode(event.detail) if event.detail else None
 
     async def _reason(self, id: str) -> str:
         (fields,) = await self.transitions.read([id])
@@ -267,20 +277,26 @@ class Queue(Generic[Payload]):
         unique_key: str | None,
         ttl: float | None,
     ) -> NewMessage:
-        if priority not in LETTERS:
+        if priority not in tuple(LETTERS):
             raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 on")
-        if ttl is not None and not 0 < ttl < float("inf"):
-            raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0")
+        if delay is not None and not (_is_time(delay) or delay == 0):
+            raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 to {LONGEST:.0f}")
+        if ttl is not None and not _is_time(ttl):
+            raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0, up to {LONGEST:.0f}")
         return NewMessage(
             id=valid_id(id) if id is not None else str(uuid.uuid4()),
             priority=priority,  # type: ignore[arg-type]  # checked above
             delay=delay or 0.0,
             ttl=ttl if ttl is not None else self.ttl,
-            slot=self.keys.slot(unique_key) if unique_key is not None else None,
+            slot=self._slot(unique_key) if unique_key is not None else None,
             fields=self.codec.encode(payload),
         )
+
+    def _slot(self, unique_key: str) -> str:
+        try:
+            return self.keys.slot(unique_key)
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise InvalidMessage(f"unique_key {unique_key!r:.200} is not text that can be encoded") from error
 
     async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
         return await self.transitions.enqueue(messages, dedup_expiry=self.dedup_expiry)
@@ -293,12 +309,16 @@ class DeadLetters(Generic[Payload]):
         self._queue = queue
 
     async def list(self, limit: int = 50, offset: int = 0) -> list[Message[Payload]]:
-        """Dead letters, the newest first. One whose body ran out is left out. O(log n + limit)."""
-        transitions = self._queue.transitions
-        ids = await transitions.dead_letters(offset, limit)
+        """Dead letters, the newest first. One whose body ran out is left out. O(log n + limit).
+
+        Of one that does not fit the queue's Struct, which may be why it is here, ``data`` is a dict.
+        """
+        transitions, decode = self._queue.transitions, self._queue.codec.decode
+        ids = await transitions.dead_letters(max(0, offset), limit) if limit > 0 else []
         found = await transitions.read(ids)
-        decode = self._queue.codec.decode
-        return [decode(id, fields) for id, fields in zip(ids, found, strict=True) if "timestamp" in fields]
+        return [
+            decode(id, fields, lenient=True) for id, fields in zip(ids, found, strict=True) if "timestamp" in fields
+        ]
 
     async def requeue(self, id: str) -> bool:
         """Put a dead letter at the end of the line, its counts started anew; False when there is none of this id.
@@ -316,9 +336,13 @@ class DeadLetters(Generic[Payload]):
         return (await self._queue.transitions.remove([id], only_dead=True))[0]
 
 
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value <= LONGEST
+
+
 def _positive(name: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise ConfigurationError(f"{name}={value!r} is not a number above 0")
+    if not _is_time(value):
+        raise ConfigurationError(f"{name}={value!r} is not a number above 0, up to {LONGEST:.0f}")
     return value
 
 
