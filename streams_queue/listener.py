@@ -9,7 +9,6 @@ import itertools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from streams_queue.connection import Connection, translated
@@ -62,16 +61,17 @@ class Listener:
         """Return when events are heard: what happens from then on is not missed."""
         if self._task is None or self._task.done():
             self._subscribed.clear()
-            self._task = asyncio.create_task(self._run(), name="streams-queue listener")
+            reader = self._connection.reader(REREAD)
+            self._task = asyncio.create_task(self._run(reader), name="streams-queue listener")
         await self._subscribed.wait()
 
     async def stop(self) -> None:
         """Forget everything."""
         tasks = [task for task in (self._task, *self._tails.values()) if task is not None]
         for task in tasks:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while not task.done():  # `asyncio.wait_for` of Python 3.11, used by redis-py, may swallow a cancellation
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
         self._task = None
         self._hearers.clear()
 
@@ -117,9 +117,8 @@ class Listener:
             except Exception:
                 logger.exception("a callback failed at status %s of message %s", event.status.value, event.id)
 
-    async def _run(self) -> None:
+    async def _run(self, reader: Any) -> None:
         warned = False
-        reader = self._connection.reader(REREAD)
         while True:
             try:
                 await self._hear_events(reader)
@@ -136,14 +135,14 @@ class Listener:
                 await channel.subscribe(self.channel)
                 self._subscribed.set()
                 loop = asyncio.get_running_loop()
-                reread_at = loop.time() + REREAD
+                reread_at = loop.time()  # at once: events were missed when the connection was broken
                 while True:
-                    received = await channel.get_message(ignore_subscribe_messages=True, timeout=REREAD / 5)
-                    if received is not None:
-                        self._received(received["data"])
                     if loop.time() >= reread_at:
                         await self._reread()
                         reread_at = loop.time() + REREAD
+                    received = await channel.get_message(ignore_subscribe_messages=True, timeout=REREAD / 5)
+                    if received is not None:
+                        self._received(received["data"])
 
     def _received(self, data: bytes) -> None:
         try:
