@@ -6,8 +6,8 @@ The keeper's life is the pipe: it ends the server and removes its files when the
 kernel does however this process ends, kill -9 included. Nothing listens on TCP.
 
 A process made by fork does not share its parent's server: it starts one of its own when it asks, and
-does not keep the parent's alive. Not guaranteed: that the server ends when the keeper itself is killed
-with -9.
+does not keep the parent's alive. Not guaranteed: that the server ends, and its files go, when the keeper
+itself is killed with -9.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -170,6 +171,7 @@ def test_a_killed_keeper_leaves_its_directory_locked(start, tmp_path):
             embedded.socket_path(str(tmp_path))
     finally:
         os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(Path(path).parent)
 
 
 def test_a_fork_has_a_server_of_its_own(start):
@@ -198,6 +200,7 @@ def test_a_server_whose_keeper_died_is_replaced(start, tmp_path):
     os.kill(pid, signal.SIGKILL)
     os.kill(parent_of(pid), signal.SIGKILL)
     embedded._keepers[str(tmp_path)].process.wait()
+    shutil.rmtree(Path(path).parent)
     assert ask(embedded.socket_path(str(tmp_path)), "PING")
 
 
