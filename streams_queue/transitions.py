@@ -380,6 +380,11 @@ class Transitions:
             raw.lstrip(b"-").isdigit()},
         )  # fmt: skip
 
+    async def in_line(self, id: str) -> bool:
+        """Whether the message stands in main."""
+        with self._translated():
+            return await self.connection.client.zscore(self.keys.main, id) is not None
+
     async def dead_letters(self, start: int, count: int) -> list[str]:
         """Ids of dead letters, the newest first. O(log n + count)."""
         with self._translated():

@@ -83,17 +83,15 @@ class Engine:
         return self._held.get(id)
 
     def let_go(self, id: str) -> None:
-        """It is finished, or lost."""
+        """It is finished, or another is asked for."""
         self._held.pop(id, None)
 
-    async def keep(self, id: str) -> bool:
-        """Renew the lease of a held message; False when it is lost."""
-        delivery = self._held.get(id)
-        if delivery is None:
-            return False
+    async def keep(self, delivery: Delivery) -> bool:
+        """Renew the lease of a held message; False when it is lost.
+
+        A lost one stays among those held until another is asked for: calls on it must not pass for orders from outside.
+        """
         (still_held,) = await self.transitions.renew(self.consumer, [delivery.lease])
-        if not still_held:
-            self.let_go(id)
         return still_held
 
     async def next_held(self, lease: float) -> str | None:
@@ -101,19 +99,24 @@ class Engine:
 
         There may be no worker that looks after the queue, so this does.
         """
-        for id in list(self._held):
-            if await self.keep(id):
+        for id, delivery in list(self._held.items()):
+            if not await self.transitions.in_line(id):  # somebody took it out
+                await self.transitions.release(self.consumer, [delivery.lease])
+            elif await self.keep(delivery):
                 return id
+            self.let_go(id)
         policy = self._policy()
         await self.transitions.join(self.consumer, lease)
         if self._maintenance is None or self._maintenance.lease != lease:
             self._maintenance = Maintenance(self.transitions, self.consumer, lease, policy)
         await self._maintenance.round()
-        claimed = await self.transitions.claim(self.consumer, 1)
-        for delivery in claimed.deliveries:
-            self._held[delivery.lease.id] = delivery
-            return delivery.lease.id
-        return None
+        while True:
+            claimed = await self.transitions.claim(self.consumer, 1)
+            for delivery in claimed.deliveries:
+                self._held[delivery.lease.id] = delivery
+                return delivery.lease.id
+            if not claimed.looked_at:
+                return None
 
     async def fields(self, id: str) -> Fields:
         """The hash of a message, empty when there is none."""

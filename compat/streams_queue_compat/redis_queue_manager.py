@@ -214,8 +214,9 @@ class RedisQueueManager:
         engine = await self._engine()
         _refuse_engine_fields(updates)
         fields, types = encode_values(storable(updates))
-        if engine.held(message_id):
-            await engine.keep(message_id)
+        delivery = engine.held(message_id)
+        if delivery is not None and not await engine.keep(delivery):
+            return False
         return await engine.transitions.update(message_id, self._codec.flatten(fields), types)
 
     @documented(lambda: 0)
@@ -245,8 +246,10 @@ class RedisQueueManager:
             return await engine.queue.remove(message_id)
         done = [(delivery.lease, b"")]
         (answer,) = await engine.transitions.complete(engine.consumer, done, result_ttl=engine.queue.result_ttl)
+        if answer != "completed":
+            return False
         engine.let_go(message_id)
-        return answer == "completed"
+        return True
 
     @documented(lambda: False)
     async def move_to_dlq(self, message_id: str, error: str) -> bool:
@@ -259,8 +262,10 @@ class RedisQueueManager:
         (answer,) = await engine.transitions.dead_letter(
             engine.consumer, [failure], dead_letter_ttl=engine.queue.dead_letter_ttl
         )
+        if answer != "error":
+            return False
         engine.let_go(message_id)
-        return answer == "error"
+        return True
 
     @documented(lambda: False)
     async def retry_message(self, message_id: str) -> bool:
@@ -282,8 +287,10 @@ class RedisQueueManager:
             dead_letter_ttl=policy.dead_letter_ttl,
             dedup_expiry=policy.dedup_expiry,
         )
+        if answer not in ("retry", "error"):
+            return False
         engine.let_go(message_id)
-        return answer in ("retry", "error")
+        return True
 
     @documented(lambda: None)
     async def get_next_message(self) -> str | None:
@@ -307,8 +314,9 @@ class RedisQueueManager:
         execution = self._execution_of(message_id)
         if execution is not None:
             return not execution.lost
-        if engine.held(message_id):
-            return await engine.keep(message_id)
+        delivery = engine.held(message_id)
+        if delivery is not None:
+            return await engine.keep(delivery)
         deadline = asyncio.get_running_loop().time() + timeout
         while not await engine.transitions.lock(self._keys.lock(message_id), owner, self.lock_expiry):
             left = deadline - asyncio.get_running_loop().time()
