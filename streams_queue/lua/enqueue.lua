@@ -49,7 +49,7 @@ local function accept(message, now)
     call('HSET', message_key(message.id), 'dedup_key', message.slot)
     call('SET', message.slot, message.id, 'EX', whole_seconds(message.delay + dedup_expiry))
   end
-  if index then
+  if indexes_users then
     local user = call('HGET', message_key(message.id), 'user_id')
     index_user({user_id = user or nil}, message.id, due, message.ttl, message.delay)
   end
@@ -60,7 +60,7 @@ end
 local wrong = wrong_type()
 if wrong then return wrong end
 
-if index then indexes_users = true end
+indexes_users = index or call('HGET', META, 'user_index') == '1'
 local now, answers, k, a = server_time(), {}, HOUSE + 1, 3
 local messages = {}
 while a <= #ARGV do
