@@ -10,9 +10,9 @@
 local function waiting(letter) return math.max(0, call('XLEN', STREAMS[letter]) - in_flight(letter)) end
 
 local function ahead_in_line(id, rank)
-  local entry, status = unpack(call('HMGET', message_key(id), '_sq_entry', 'status'))
-  if status == 'processing' then return 0 end
-  local letter, ahead = letter_of({_sq_entry = entry or nil}), 0
+  local body = read_body(id)
+  if body and body.status == 'processing' then return 0 end
+  local letter, ahead = letter_of(body), 0
   for _, higher in ipairs(PRIORITIES) do
     if higher == letter then break end
     ahead = ahead + waiting(higher)
