@@ -11,7 +11,7 @@ if not body then return 0 end
 write_fields(id, 3, #ARGV)
 if body._sq_types then
   local known, types = pcall(cjson.decode, body._sq_types)
-  if not known then types = {} end
+  if not known or type(types) ~= 'table' then types = {} end
   local updated = cjson.decode(ARGV[2])
   for a = 3, #ARGV, 2 do types[ARGV[a]] = updated[ARGV[a]] end
   call('HSET', message_key(id), '_sq_types', next(types) and cjson.encode(types) or '')
