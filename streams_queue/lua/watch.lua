@@ -14,7 +14,8 @@ local function watch(id)
   if body and place_of(id) then
     local listeners = body._sq_listener or ''
     if not string.find(' ' .. listeners .. ' ', ' ' .. channel .. ' ', 1, true) then
-      call('HSET', message_key(id), '_sq_listener', listeners == '' and channel or listeners .. ' ' .. channel)
+      -- Refused at maxmemory: who listens looks again now and then.
+      try('HSET', message_key(id), '_sq_listener', listeners == '' and channel or listeners .. ' ' .. channel)
     end
     return {body.status or 'queued', ''}
   end
