@@ -6,6 +6,7 @@ compares the two. Arguments that have another shape fail here, before Redis sees
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -30,6 +31,8 @@ BATCH = 500
 
 _BATCH_BYTES = 4 << 20
 _CLAIM_BYTES = 8 << 20
+
+_COUNTER = re.compile(rb"-?\d{1,19}")
 
 Item = TypeVar("Item")
 _Argument = str | bytes | int | float
@@ -377,7 +380,7 @@ class Transitions:
         return Stats(
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
             paused=bool(paused), counters={name: int(raw) for name, raw in fields_of(counters).items() if
-            raw.lstrip(b"-").isdigit()},
+            _COUNTER.fullmatch(raw)},
         )  # fmt: skip
 
     async def in_line(self, id: str) -> bool:
