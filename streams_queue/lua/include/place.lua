@@ -125,7 +125,9 @@ local function index_user(body, id, score, ttl, until_due)
   local key = user_key(body)
   if not key or failed(try('ZADD', key, score, id)) then return end
   ttl = number(ttl)
-  if ttl then call('EXPIRE', key, whole_seconds(ttl + (until_due or 0))) else call('PERSIST', key) end
+  if not ttl then return call('PERSIST', key) end
+  local wanted, left = whole_seconds(ttl + (until_due or 0)), call('TTL', key)
+  if left >= 0 and left < wanted or call('ZCARD', key) == 1 then call('EXPIRE', key, wanted) end  -- as long as the last of them
 end
 local function forget_user(body, id)
   local key = user_key(body)
