@@ -11,6 +11,12 @@ OLD = {"request_id": "a", "timestamp": "now", "status": "queued", "retry_count":
 """The hash of an old producer."""
 
 
+async def test_nothing_at_all(unjoined: Queue):
+    assert await unjoined.quick_look() == (0, 0)
+    assert await unjoined.full_pass() == (0, 0, 0)
+    assert await unjoined.table() == {}
+
+
 async def test_a_quiet_queue_is_left_as_it_is(queue: Queue):
     await queue.processing("a", priority="high")
     await queue.retrying("c")
