@@ -65,7 +65,7 @@ def blocks(path: Path) -> Iterator[Block]:
 
 def commands(block: Block) -> list[tuple[str, str]]:
     """The commands of a console block, each with what it is to print."""
-    found = re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE)
+    found = re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE)
     return [(command, output) for command, output in found]
 
 
@@ -128,7 +128,9 @@ class Reader:
             for block in blocks(path):
                 where = f"{path.name}:{block.line}"
                 if block.language == "python" and block.file:
-                    (self.folder / block.file).write_text(block.text)
+                    file = self.folder / block.file
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(block.text)
                 elif block.language == "python":
                     await self._python(path, block)
                 elif block.language == "text" and block.follows:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import itertools
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
 import servers
-from docs.pages import PAGES, ROOT, Reader, blocks, commands, code, column
+from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
+from streams_queue import HandlerFailed, Queue, Reject, Worker, errors
+from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
 from streams_queue.codec import ENGINE_FIELDS
 from streams_queue.keys import Keys
 from streams_queue.model import TRANSITIONS, Status
 from streams_queue.settings import _SCHEMES, Settings
+from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 README = ROOT / "README.md"
 BY_NAME = {path.name: path for path in PAGES}
@@ -53,12 +59,21 @@ def test_commands_exist(page):
         if block.language in {"sh", "console"}:
             lines = block.text.splitlines() if block.language == "sh" else [line for line, _ in commands(block)]
             for line in lines:
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.replace("\\\n", ""), comments=True)
                 words = words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
                 if words[:1] == ["make"]:
                     assert words[1] in targets, line
                 if words[:1] == ["streams-queue"] and not words[1].startswith("-"):
                     assert words[1] in known, line
+
+
+@pytest.mark.parametrize("page", BY_NAME)
+def test_every_file_is_used_by_a_later_command(page):
+    found = list(blocks(BY_NAME[page]))
+    for number, block in enumerate(found):
+        if block.file:
+            later = "".join(other.text for other in found[number + 1 :])
+            assert re.search(rf"\b{Path(block.file).stem}\b", later), f"{page}:{block.line}"
 
 
 def _anchors(path: Path) -> set[str]:
@@ -95,7 +110,7 @@ class _Asked(dict[str, str]):
         super().__init__()
         self.names: list[str] = []
 
-    def get(self, key, default=None):  # type: ignore[no-untyped-def,override]
+    def get(self, key, default=None):
         self.names.append(key)
         return default
 
@@ -111,8 +126,10 @@ def test_the_configuration_table_is_what_settings_read():
     settings = Settings.resolve(environ=environ)
     named = {code(cell)[0] for cell in column(README, "variable")}
     assert named == set(environ.names)
-    defaults = {code(name)[0]: (code(default) or [""])[0] for name, default in
-                zip(column(README, "variable"), column(README, "variable", 1), strict=True)}
+    defaults = {
+        code(name)[0]: (code(default) or [""])[0]
+        for name, default in zip(column(README, "variable"), column(README, "variable", 1), strict=True)
+    }
     host, port, db = defaults["REDIS_HOST"], defaults["REDIS_PORT"], defaults["REDIS_DB"]
     assert settings.url == f"redis://{host}:{port}/{db}"
     assert settings.timeout == float(defaults["REDIS_TIMEOUT"])
@@ -121,8 +138,12 @@ def test_the_configuration_table_is_what_settings_read():
 
 
 def test_every_kind_of_url_is_in_the_table():
-    named = {word for row in (column(README, "URL"), column(README, "URL", 1)) for cell in row
-             for word in re.findall(r"([a-z+]+)://", cell)}
+    named = {
+        word
+        for row in (column(README, "URL"), column(README, "URL", 1))
+        for cell in row
+        for word in re.findall(r"([a-z+]+)://", cell)
+    }
     assert named == set(_SCHEMES)
 
 
@@ -143,11 +164,11 @@ def _edges_of_the_code() -> set[Edge]:
 
 def _arrows() -> list[tuple[list[Edge], str]]:
     """Each arrow's edges, and its words."""
-    picture = ElementTree.parse(ROOT / "docs" / "states.svg")
+    picture = ET.parse(ROOT / "docs" / "states.svg")
     return [
         (
-            [tuple(re.fullmatch(r"(\w+):(\w+)>(\w+)", edge).groups()) for edge in group.get("data-edges").split()],
-            " ".join(text.text for text in group.iter(f"{SVG}text")),
+            re.findall(r"(\w+):(\w+)>(\w+)", group.attrib["data-edges"]),
+            " ".join(text.text or "" for text in group.iter(f"{SVG}text")),
         )
         for group in picture.iter(f"{SVG}g")
         if group.get("class") == "edge"
@@ -166,7 +187,7 @@ def test_each_arrow_names_its_transitions():
 
 
 def test_the_picture_has_every_state():
-    picture = ElementTree.parse(ROOT / "docs" / "states.svg")
+    picture = ET.parse(ROOT / "docs" / "states.svg")
     assert {text.text for text in picture.iter(f"{SVG}text") if text.get("class") == "name"} == set(Status)
 
 
@@ -209,7 +230,10 @@ def test_the_table_has_every_key():
 def _package(*endings: str) -> str:
     folders = (ROOT / "streams_queue", ROOT / "compat")
     return "\n".join(
-        path.read_text() for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in endings
+        path.read_text()
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in endings and "cli" not in path.parts
     )
 
 
@@ -228,6 +252,143 @@ def test_the_table_has_every_counter():
 def test_the_table_has_every_agreement():
     text = _package(".lua", ".py")
     cursors = {f"{name}_{letter}" for name in re.findall(r"'(\w+_cursor)_'", text) for letter in "hnl"}
-    written = {name for fields in re.findall(r"call\('HSET', META, ('.*)\)", text) for name in re.findall(r"'(\w+)'", fields)}
+    written = {
+        name for fields in re.findall(r"call\('HSET', META, ('.*)\)", text) for name in re.findall(r"'(\w+)'", fields)
+    }
     written |= set(re.findall(r"self\.keys\.meta, \"(\w+)\"", text))
     assert {field for cell in column(KEYS, "agreement") for field in code(cell)} == cursors | written - {"1"}
+
+
+# ---- docs/native-api.md
+
+NATIVE = ROOT / "docs" / "native-api.md"
+
+
+@pytest.mark.parametrize("kind", [Queue, Worker])
+def test_the_arguments_are_those_of_the_code(kind):
+    documented = [
+        {code(row[0])[0]: row[1] for row in table[1:]}
+        for table in tables(NATIVE)
+        if table[0][:2] == ["argument", "default"]
+    ]
+    options = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    (ours,) = (table for table in documented if set(table) == set(options))
+    for name, default in options.items():
+        assert ours[name] == f"`{default!r}`" or (name == "url" and default is None), name
+
+
+def test_the_table_has_every_error():
+    assert {code(cell)[0] for cell in column(NATIVE, "error")} | {"StreamsQueueError"} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("error", [error for error in errors.__all__ if error != "StreamsQueueError"])
+def test_what_is_not_raised_yet_is_not(error):
+    (meaning,) = (
+        row[1] for table in tables(NATIVE) if table[0][0] == "error" for row in table if code(row[0]) == [error]
+    )
+    raised = re.search(rf"\b(raise|return|except|case) {error}\b", _package(".py").replace(errors.__doc__ or "", ""))
+    assert ("not raised yet" in meaning) is (raised is None) or error == "Rejected"
+
+
+# ---- docs/documented-api.md
+
+
+def test_the_environment_table_has_every_variable():
+    named = {code(cell)[0] for cell in column(ROOT / "docs" / "documented-api.md", "setting")}
+    assert named == set(re.findall(r"CHAT_API_HANDLER|CHAT_API_CONCURRENCY|(?<=environ.get\(\")\w+", _compat()))
+
+
+def _compat() -> str:
+    return "\n".join(path.read_text() for path in (ROOT / "compat").rglob("*.py"))
+
+
+def test_every_documented_attribute_is_named():
+    page = (ROOT / "docs" / "documented-api.md").read_text()
+    for name, default in {"max_retries": 3, "retry_delay_base": 5, "lock_expiry": 300, "dedup_expiry": 3600}.items():
+        assert getattr(RedisQueueManager("P"), name) == default
+        assert re.search(rf"`{name}` \({default}\b", page), name
+
+
+# ---- docs/operating.md
+
+OPERATING = ROOT / "docs" / "operating.md"
+
+
+def test_the_exit_codes_are_those_of_the_command():
+    listed = re.findall(r"^  (\d)  (.*)$", worker_command.EPILOG, re.MULTILINE)
+    meanings = (cell.replace("`", "") for cell in column(OPERATING, "exit code", 1))
+    assert list(zip(column(OPERATING, "exit code"), meanings, strict=True)) == listed
+
+
+def test_the_servers_are_those_of_the_tests():
+    assert {code(cell)[-1] for cell in column(OPERATING, "server", 1)} == set(servers.NAMES)
+
+
+def _access_rule() -> str:
+    (rule,) = (
+        command
+        for block in blocks(OPERATING)
+        if block.language == "console"
+        for command, _ in commands(block)
+        if "ACL SETUSER" in command
+    )
+    return rule
+
+
+OURS = """
+    PING COMMAND INFO SELECT EVALSHA EVAL PUBLISH SUBSCRIBE UNSUBSCRIBE XREADGROUP XPENDING HGETALL HINCRBY HSET HDEL
+    DEL ZREVRANGE
+"""
+"""Commands that Python sends beside the scripts."""
+
+
+def test_the_access_rule_has_every_command():
+    scripts = set(re.findall(r"(?:call|try)\('([A-Z]+)'", _package(".lua")))
+    assert {name.upper() for name in re.findall(r"\+(\w+)", _access_rule())} == {*scripts, *OURS.split()}
+
+
+@pytest.mark.leaks("what the other user left is flushed")
+async def test_the_access_rule_is_enough(server, redis):
+    _, *words = shlex.split(_access_rule().replace("\\\n", ""))
+    await redis.execute_command(*words)
+    await redis.execute_command("ACL", "LOG", "RESET")
+    try:
+        await _work_as(server.url.replace("redis://", "redis://orders:secret@"))
+        denied = {entry["object"].partition("|")[0] for entry in await redis.acl_log()}
+        assert denied <= {"client"}
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "orders")
+
+
+async def _work_as(url: str) -> None:
+    """One message through every state that a worker brings it to, and the calls around it."""
+    queue: Queue[Any]
+    async with Queue("orders", url=url, ttl=60) as queue:
+        worker: Worker[Any] = Worker(queue, retry_delay=0.01)
+
+        @worker.handler
+        async def handle(message):
+            if message.attempts == 1:
+                raise ValueError("once")
+            if "reject" in message.data:
+                raise Reject("as it asked for")
+
+        working = asyncio.create_task(worker.run())
+        good = await queue.enqueue({}, unique_key="k", priority="high")
+        bad = await queue.enqueue({"reject": True}, delay=0.01)
+        assert await queue.result(good.id, timeout=10) is None
+        with pytest.raises(HandlerFailed):
+            await queue.result(bad.id, timeout=10)
+        await queue.pause()
+        assert await queue.dead_letters.requeue(bad.id)
+        assert len(await queue.dead_letters.list()) == 0
+        assert await queue.position(bad.id) == 1
+        assert await queue.update(bad.id, {"more": 1})
+        assert await queue.remove(bad.id)
+        await queue.resume()
+        worker.stop()
+        await working
