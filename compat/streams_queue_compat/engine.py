@@ -94,6 +94,11 @@ class Engine:
         (still_held,) = await self.transitions.renew(self.consumer, [delivery.lease])
         return still_held
 
+    def take_over(self, predecessor: "Engine") -> None:
+        """What this process held in an event loop that has ended, it holds in this one."""
+        if predecessor._held:
+            self.consumer, self._held = predecessor.consumer, predecessor._held
+
     async def next_held(self, lease: float) -> str | None:
         """The id of the message to work on: the one held already, else one newly claimed for `lease` seconds.
 

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import logging
 import uuid
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
@@ -114,7 +113,7 @@ class RedisQueueManager:
         self.lock_expiry = 300.0
         self.dedup_expiry = 3600.0
         self._codec: Codec[dict[str, Any]] = Codec(None, _MAX_PAYLOAD)
-        self._engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Engine] = weakref.WeakKeyDictionary()
+        self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
         self._processor: Processor | None = None
 
     # ---- names of keys, as documented
@@ -412,6 +411,8 @@ class RedisQueueManager:
         engine = self._engines.get(loop)
         if engine is None:
             engine = self._engines[loop] = Engine(self.prefix, self._policy, index_users=self._indexes_users)
+            for ended in [other for other in list(self._engines) if other.is_closed()]:
+                engine.take_over(self._engines.pop(ended))
         await engine.open()
         return engine
 
