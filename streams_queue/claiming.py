@@ -3,12 +3,11 @@
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
 
-from streams_queue.connection import REDIS_ERRORS, Connection
+from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.model import Lease
 from streams_queue.transitions import Claimed, NotJoined, Transitions
@@ -92,8 +91,7 @@ class Claimer:
     async def close(self) -> None:
         """Give up the connection for reading."""
         if self._reader is not None:
-            with suppress(*REDIS_ERRORS):
-                await self._reader.aclose()
+            await self._connection.drop(self._reader)
 
     async def _adopt_unseen(self, free: int, held: Collection[Lease]) -> Claimed:
         entries = await self._patiently(lambda: self._unseen(held))

@@ -111,12 +111,18 @@ class Connection:
             raise RuntimeError("await Connection.open() first")
         return self._make(block + self.settings.timeout, 1)
 
+    async def drop(self, client: Redis | RedisCluster) -> None:
+        """Close one client that `reader` gave."""
+        if client in self._clients:
+            self._clients.remove(client)
+        with contextlib.suppress(*REDIS_ERRORS):
+            await client.aclose()
+
     async def close(self) -> None:
         """Close every client handed out. `open` may follow."""
-        clients, self._clients, self._client = self._clients, [], None
-        for client in clients:
-            with contextlib.suppress(*REDIS_ERRORS):
-                await client.aclose()
+        self._client = None
+        while self._clients:
+            await self.drop(self._clients[-1])
 
     def _make(self, timeout: float, connections: int) -> Redis | RedisCluster:
         address = self._address

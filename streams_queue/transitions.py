@@ -80,6 +80,7 @@ RECONCILE = Script("reconcile", ("cursor", "limit", "adopted_ttl", "dedup_expiry
 JOIN = Script("join", ("consumer", "lease_ms", "schema"))
 PRUNE = Script("prune", ("consumer", "idle_ms"))
 UPDATE = Script("update", ("id", "types"), keys=("message",), idempotent=True)
+READ = Script("read", (), ("id",), ("message",))
 STATS = Script("stats")
 POSITION = Script("position", (), ("id",))
 WATCH = Script("watch", ("channel",), ("id",), ("message", "done"))
@@ -89,7 +90,7 @@ UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
-    JOIN, PRUNE, UPDATE, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
+    JOIN, PRUNE, UPDATE, READ, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
 )  # fmt: skip
 
 
@@ -362,17 +363,10 @@ class Transitions:
 
     async def read(self, ids: Sequence[str]) -> list[Fields]:
         """The hashes of messages; empty where there is none, or a key of another type."""
-        replies: list[Any] = []
+        replies: list[list[bytes]] = []
         for batch in batches(ids):
-            with self._translated():
-                async with self.connection.client.pipeline(transaction=False) as pipe:
-                    for id in batch:
-                        pipe.hgetall(self.keys.message(id))
-                    replies += await pipe.execute(raise_on_error=False)
-        return [
-            {name.decode(errors="replace"): value for name, value in reply.items()} if isinstance(reply, dict) else {}
-            for reply in replies
-        ]
+            replies += await self._run(READ, (), [(id,) for id in batch], self._keys_of(READ, batch))
+        return [fields_of(flat) for flat in replies]
 
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
