@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
@@ -180,7 +181,7 @@ class RedisQueueManager:
         message = self._new(message_data, engine.queue.listener.channel if callback else "")
         if callback is None:
             return (await engine.accept(message)).id
-        hearer = _Hearer(dict(message_data) | {"request_id": message.id}, callback)
+        hearer = _Hearer({"timestamp": time.time(), **message_data, "request_id": message.id}, callback)
         listener = engine.queue.listener
         await listener.start()
         listener.hear(message.id, hearer)
@@ -459,7 +460,7 @@ class _Hearer:
     """Tells a callback of a message's statuses, ``queued`` first."""
 
     def __init__(self, message: dict[str, Any], callback: Callback) -> None:
-        self._message = message
+        self._message = {**message, "retry_count": 0}
         self._callback = callback
         self._accepted = asyncio.Event()
 
@@ -474,8 +475,11 @@ class _Hearer:
         match event.status:
             case Status.COMPLETED:
                 await self._tell(STATUS_COMPLETED, msgspec.json.decode(event.detail) if event.detail else None)
-            case Status.RETRY | Status.ERROR:
-                await self._tell(event.status.value, None, words)
+            case Status.RETRY:
+                self._message["retry_count"] += 1
+                await self._tell(STATUS_RETRY, None, words)
+            case Status.ERROR:
+                await self._tell(STATUS_ERROR, None, words)
             case Status.EXPIRED:
                 await self._tell(STATUS_ERROR, None, "the message expired before it was worked on")
             case Status.PROCESSING | Status.QUEUED:
