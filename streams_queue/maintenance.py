@@ -85,14 +85,16 @@ class Maintenance:
 
     async def sweep(self) -> int:
         """Everything that dead workers held, handed back or given up."""
-        more, moved = True, 0
-        while more:
-            more, recovered, dead = await self._transitions.sweep(
+        more_dead, more_unlocked, moved = True, True, 0
+        while more_dead or more_unlocked:
+            swept = await self._transitions.sweep(
                 max_deliveries=self._policy.max_deliveries, dead_letter_ttl=self._policy.dead_letter_ttl
             )
-            moved += recovered
-            if recovered or dead:
-                logger.warning("%d messages of dead workers handed back, %d given up", recovered, dead)
+            # Each look ends with its own lap: laps of different lengths seldom end in the same call.
+            more_dead, more_unlocked = more_dead and swept.more_dead, more_unlocked and swept.more_unlocked
+            moved += swept.recovered
+            if swept.recovered or swept.dead:
+                logger.warning("%d messages of dead workers handed back, %d given up", swept.recovered, swept.dead)
         return moved
 
     async def reconcile(self, *, full: bool = False) -> int:

@@ -141,9 +141,10 @@ class Failure(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What one `sweep` did; `more` says that it did not get to the end."""
+    """What one `sweep` did, and whether its two looks at what is pending got to their ends."""
 
-    more: bool
+    more_dead: bool
+    more_unlocked: bool
     recovered: int
     dead: int
 
@@ -314,8 +315,9 @@ class Transitions:
 
     async def sweep(self, *, max_deliveries: int, dead_letter_ttl: int) -> Swept:
         """Recover what dead workers held."""
-        more, recovered, dead = await self._run(SWEEP, (max_deliveries, dead_letter_ttl, BATCH))
-        return Swept(bool(more), recovered, dead)
+        reply = await self._run(SWEEP, (max_deliveries, dead_letter_ttl, BATCH))
+        more_dead, more_unlocked, recovered, dead = reply
+        return Swept(bool(more_dead), bool(more_unlocked), recovered, dead)
 
     async def reconcile(self, cursor: str, *, adopted_ttl: int, dedup_expiry: int) -> Reconciled:
         """Mend what outsiders did to main: the newest scores (empty cursor), or a step of a full pass (from

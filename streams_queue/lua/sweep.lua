@@ -1,7 +1,8 @@
 -- sweep: processing by somebody who died -> handed to `returned` with a crash on its count, or -> dead letter
 -- KEYS     house
 -- ARGV     max_deliveries dead_letter_ttl limit
--- RETURNS  {more to look at (0 or 1), messages handed back, messages given up}
+-- RETURNS  {dead owners' entries left to look at (0 or 1), entries without a lock left to look at (0 or 1), messages
+--          handed back, messages given up}
 --- include house
 --- include place
 --- include ownership
@@ -10,7 +11,7 @@ local max_deliveries, dead_letter_ttl, limit = number(ARGV[1], 3), ARGV[2], numb
 local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms = number(call('HGET', META, 'lease_ms'))
-if not lease_ms then return {0, 0, 0} end
+if not lease_ms then return {0, 0, 0, 0} end
 local now, recovered, dead = server_time(), 0, 0
 
 local function id_of(letter, entry)
@@ -64,7 +65,21 @@ local function sweep_dead(letter)
   return reply[1] ~= '0-0'
 end
 
--- Where an operator deleted the lock of a message, its holder has lost it. An entry that nobody adopted yet has no lock.
+-- Where an operator deleted the lock of a message, its holder has lost it, and what the lock held up goes on. An entry
+-- that nobody adopted yet has no lock.
+local function look_for_lock(letter, entry, consumer)
+  local id = id_of(letter, entry)
+  local body = id and call('EXISTS', lock_key(id)) == 0 and read_body(id)
+  if not body then return end
+  if consumer == PARKED then
+    call('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
+    recover(letter, entry)
+  elseif body._sq_owner == consumer and body._sq_entry == letter .. entry then
+    hand_back(id, body, letter, entry)
+    recovered = recovered + 1
+  end
+end
+
 local function sweep_unlocked(letter)
   local field = 'lock_cursor_' .. letter
   local cursor = call('HGET', META, field) or '-'
@@ -75,25 +90,17 @@ local function sweep_unlocked(letter)
   end
   for _, pending in ipairs(page) do
     local entry, consumer, idle = pending[1], pending[2], pending[3]
-    if consumer ~= RETURNED and consumer ~= PARKED and idle < lease_ms then
-      local id = id_of(letter, entry)
-      local body = id and read_body(id)
-      if body and body._sq_owner == consumer and body._sq_entry == letter .. entry
-          and call('EXISTS', lock_key(id)) == 0 then
-        hand_back(id, body, letter, entry)
-        recovered = recovered + 1
-      end
-    end
+    if consumer ~= RETURNED and idle < lease_ms then look_for_lock(letter, entry, consumer) end
   end
   local last = page[#page]
   if last or cursor ~= '-' then call('HSET', META, field, #page == limit and '(' .. last[1] or '-') end
   return #page == limit
 end
 
-local more = 0
+local more_dead, more_unlocked = 0, 0
 for _, letter in ipairs(PRIORITIES) do
-  local behind, unseen = sweep_dead(letter), sweep_unlocked(letter)
-  if behind or unseen then more = 1 end
+  if sweep_dead(letter) then more_dead = 1 end
+  if sweep_unlocked(letter) then more_unlocked = 1 end
 end
 count('recovered_messages', recovered)
-return finish({more, recovered, dead})
+return finish({more_dead, more_unlocked, recovered, dead})

@@ -17,7 +17,7 @@ import redis.asyncio as redis_asyncio
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.model import Lease, Priority
-from streams_queue.transitions import GROUP, Claimed, Enqueued, Failure, NewMessage, Swept, Transitions
+from streams_queue.transitions import GROUP, Claimed, Enqueued, Failure, NewMessage, Transitions
 
 Table = dict[str, Any]
 
@@ -259,14 +259,16 @@ class Queue:
         (held,) = await self.transitions.renew(by, [lease])
         return held
 
-    async def sweep(self, max_deliveries: int = 3) -> Swept:
-        """Sweeps to the end of every list; what was done in all."""
+    async def sweep(self, max_deliveries: int = 3) -> tuple[int, int]:
+        """Sweeps to the end of both lists; messages handed back and given up in all."""
         recovered = dead = 0
+        more_dead = more_unlocked = True
         for _ in range(1000):
             swept = await self.transitions.sweep(max_deliveries=max_deliveries, dead_letter_ttl=DEAD_LETTER_TTL)
             recovered, dead = recovered + swept.recovered, dead + swept.dead
-            if not swept.more:
-                return Swept(False, recovered, dead)
+            more_dead, more_unlocked = more_dead and swept.more_dead, more_unlocked and swept.more_unlocked
+            if not (more_dead or more_unlocked):
+                return recovered, dead
         raise AssertionError("sweep comes to no end")
 
     async def requeue(self, id: str) -> str:
