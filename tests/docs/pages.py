@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from streams_queue import Queue
+from streams_queue_compat import chat_api_queue
+from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -139,8 +141,9 @@ class Reader:
                     for command, output in commands(block):
                         await self._command(where, command, output)
         finally:
-            for value in self.names.values():
-                if isinstance(value, Queue):
+            chat_api_queue.configure(None)
+            for value in (*self.names.values(), chat_api_queue._chat.queue):
+                if isinstance(value, Queue | RedisQueueManager):
                     await value.close()
 
     async def _python(self, path: Path, block: Block) -> None:
