@@ -96,7 +96,7 @@ else
     look_at(page[i])
     if page[i + 1] == last then same = same + 1 end
   end
-  if last and last == from then same = same + seen end
+  if last == from then same = same + seen end
   next_cursor = #page == 2 * limit and last .. ' ' .. same or '0'
 end
 count('adopted_messages', repaired)
