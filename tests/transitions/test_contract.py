@@ -191,6 +191,44 @@ async def test_no_call_sends_more_than_500_messages(queue: Queue, monkeypatch: p
     assert max(sizes) == 500
 
 
+async def test_every_key_known_beforehand_is_declared(queue: Queue, monkeypatch: pytest.MonkeyPatch):
+    """Redis Cluster finds the node by them."""
+    sent: dict[str, list[str]] = {}
+    send = Transitions._send
+
+    async def recorded(self, name, keys, arguments):
+        sent[name] = keys
+        return await send(self, name, keys, arguments)
+
+    monkeypatch.setattr(Transitions, "_send", recorded)
+    t, keys = queue.transitions, queue.keys
+    lease = Lease("a", "n1-1", "1")
+    await t.enqueue([new("a", slot=keys.slot("k"))], dedup_expiry=1)
+    await t.renew("w1", [lease])
+    await t.complete("w1", [(lease, b"")], result_ttl=1)
+    await t.retry("w1", [Failure(lease, 1.0, "error", "")], max_retries=1, dead_letter_ttl=1, dedup_expiry=1)
+    await t.dead_letter("w1", [Failure(lease, 1.0, "error", "")], dead_letter_ttl=1)
+    await t.release("w1", [lease])
+    await t.requeue(["a"], dedup_expiry=1)
+    await t.watch("channel", ["a"])
+    await t.update("a", [b"x", b"y"], b"")
+    await t.remove(["a"])
+    body, lock, done = keys.message("a"), keys.lock("a"), keys.done("a")
+    assert {name: declared[len(keys.house) :] for name, declared in sent.items()} == {
+        "enqueue": [body, done, keys.slot("k")],
+        "renew": [body, lock],
+        "complete": [body, lock, done],
+        "retry": [body, lock, done],
+        "dead_letter": [body, lock, done],
+        "release": [body, lock],
+        "requeue": [body, lock, done],
+        "watch": [body, done],
+        "update": [body],
+        "remove": [body, lock, done],
+    }
+    assert all(declared[: len(keys.house)] == keys.house for declared in sent.values())
+
+
 async def test_large_bodies_go_in_smaller_batches(queue: Queue, monkeypatch: pytest.MonkeyPatch):
     sizes = []
     run = Transitions._run

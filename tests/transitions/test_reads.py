@@ -184,6 +184,16 @@ async def test_watch_answers_and_has_what_is_unfinished_told_of(queue: Queue):
     assert await queue.table() == {**before, **told}
 
 
+async def test_a_hash_without_a_place_is_not_watched(queue: Queue):
+    """Nothing will happen to it any more; what its marker says counts."""
+    await queue.enqueue("a", "b", ttl=60)
+    await queue.redis.zrem(queue.keys.main, "a", "b")
+    await queue.redis.set(queue.keys.done("b"), "completed\n\n1", ex=60)
+    before = await queue.table()
+    assert await queue.transitions.watch("channel", ["a", "b"]) == [None, ("completed", b"1")]
+    assert await queue.table() == before
+
+
 async def test_each_channel_stands_once(queue: Queue):
     await queue.enqueue("a")
     for channel in ("one", "two", "one", "tw"):
