@@ -94,7 +94,7 @@ class Claimer:
             await self._connection.drop(self._reader)
 
     async def _adopt_unseen(self, free: int, held: Collection[Lease]) -> Claimed:
-        entries = await self._patiently(lambda: self._unseen(held))
+        entries = await self.patiently(lambda: self._unseen(held))
         return await self._adopt(entries, free) if entries else _NOTHING
 
     async def _unseen(self, held: Collection[Lease]) -> list[str]:
@@ -107,7 +107,7 @@ class Claimer:
                 claimed = await self._transitions.adopt(self._consumer, entries, free)
             return claimed  # noqa: RET504  # the scope may swallow, says the type checker
 
-        return await self._unless_cancelled(await self._patiently(adopt))
+        return await self._unless_cancelled(await self.patiently(adopt))
 
     async def _unless_cancelled(self, claimed: Claimed) -> Claimed:
         if claimed.deliveries and anyio.current_effective_deadline() == -math.inf:
@@ -115,7 +115,7 @@ class Claimer:
             return _NOTHING
         return claimed
 
-    async def _patiently(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def patiently(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """The call's answer, however long the server is away: said once, not a thousand times."""
         pause, warned = _PAUSES[0], False
         while True:

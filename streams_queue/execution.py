@@ -5,12 +5,13 @@ import contextvars
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import anyio
 import msgspec
 
-from streams_queue.backoff import retry_delay
+from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, Fields
 from streams_queue.errors import InvalidMessage, StreamsQueueError
@@ -241,8 +242,27 @@ def decoded(
     return Execution(delivery, message, settlement, policy)
 
 
-async def handle(execution: Execution[Payload], handler: Handler[Payload], timeout: float) -> Outcome:
-    """Run the handler and name its outcome. A cancellation of our own goes through."""
+async def handle(
+    execution: Execution[Payload], handler: Handler[Payload], timeout: float, interrupted: Callable[[], bool]
+) -> Outcome:
+    """Run the handler and name its outcome.
+
+    A cancellation of our own, which `interrupted` tells, goes through; one that the handler asked for itself is its
+    failure, and ends with it.
+    """
+    outcome = await _outcome(execution, handler, timeout, interrupted)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() and not interrupted():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        while task.uncancel():
+            pass
+    return outcome
+
+
+async def _outcome(
+    execution: Execution[Payload], handler: Handler[Payload], timeout: float, interrupted: Callable[[], bool]
+) -> Outcome:
     token = current.set(execution)
     try:
         with anyio.move_on_after(timeout) as limit:
@@ -250,13 +270,12 @@ async def handle(execution: Execution[Payload], handler: Handler[Payload], timeo
         assert limit.cancelled_caught
         return Failed(execution.next_delay(), "timeout", f"the handler took longer than {timeout:g} s")
     except Retry as instruction:
-        delay = execution.next_delay() if instruction.delay is None else max(0.0, instruction.delay)
+        delay = execution.next_delay() if instruction.delay is None else min(LONGEST, max(0.0, instruction.delay))
         return Failed(delay, "error", str(instruction))
     except Reject as instruction:
-        return Rejected("rejected", _shortened(scrubbed(str(instruction), execution.fields)))
+        return Rejected("rejected", _shortened(scrubbed(_text_of(instruction), execution.fields)))
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if execution.scope.cancel_called or (task is not None and task.cancelling()):
+        if interrupted():
             raise
         return Failed(execution.next_delay(), "error", "the handler raised CancelledError")
     except BaseException as error:  # noqa: BLE001
@@ -298,7 +317,15 @@ def scrubbed(words: str, fields: Fields) -> str:
 
 
 def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = _text_of(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (whatever the class of a handler's exception does)
+        return "(its text cannot be had)"
 
 
 def _shortened(words: str) -> str:

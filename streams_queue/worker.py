@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import math
 import os
 import re
 import socket
@@ -63,10 +64,10 @@ class Worker(Generic[Payload]):
             "lease": lease, "max_deliveries": max_deliveries, "timeout": timeout, "poll_interval": poll_interval,
         }  # fmt: skip
         for name, value in positive.items():
-            if not 0 < value < float("inf"):
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise ConfigurationError(f"{name}={value!r} is not a number above 0")
         for name, value in {"max_retries": max_retries, "retry_delay": retry_delay, "grace": grace}.items():
-            if not 0 <= value < float("inf"):
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ConfigurationError(f"{name}={value!r} is not a number from 0 on")
         self.queue = queue
         self.consumer = consumer_name()
@@ -152,8 +153,9 @@ class Worker(Generic[Payload]):
                 background.start_soon(self._give_signs, run.keeper)
                 async with anyio.create_task_group() as handlers:
                     async with anyio.create_task_group() as claiming:
-                        claiming.start_soon(self._cancel_when_stopped, claiming.cancel_scope)
-                        await self._claim(run, handlers, burst=burst)
+                        # In a task of its own: who cancels this one does not cut off a claim under way.
+                        claiming.start_soon(self._claim, run, handlers, claiming.cancel_scope, burst)
+                        await self._stopping.wait()
                         claiming.cancel_scope.cancel()
                     await self._drain(handlers)
                 background.cancel_scope.cancel()
@@ -164,7 +166,9 @@ class Worker(Generic[Payload]):
 
     # ---- taking messages into free slots
 
-    async def _claim(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, *, burst: bool) -> None:
+    async def _claim(
+        self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, scope: anyio.CancelScope, burst: bool
+    ) -> None:
         while True:
             free = await self._free_slots()
             claimed = await run.claimer.claim(free, self._executions)
@@ -172,7 +176,8 @@ class Worker(Generic[Payload]):
             if claimed.looked_at:
                 continue
             if burst:
-                if not self._executions and not await run.maintenance.round(full=True):
+                if not self._executions and not await run.claimer.patiently(lambda: run.maintenance.round(full=True)):
+                    scope.cancel()
                     return
                 await self._wait_for_change(self._poll_interval)
             elif claimed.paused:
@@ -214,7 +219,7 @@ class Worker(Generic[Payload]):
 
     async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
         try:
-            outcome = await handle(execution, run.handler, self.policy.timeout)
+            outcome = await handle(execution, run.handler, self.policy.timeout, run.interrupted)
         except asyncio.CancelledError:
             # Ours: the lease is lost, the grace period over, or the worker cancelled. `release` knows which.
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
@@ -237,10 +242,6 @@ class Worker(Generic[Payload]):
         logger.warning("worker %s lost message %s: its outcome is not written", self.consumer, lease.id)
 
     # ---- leaving
-
-    async def _cancel_when_stopped(self, scope: anyio.CancelScope) -> None:
-        await self._stopping.wait()
-        scope.cancel()
 
     async def _drain(self, handlers: anyio.abc.TaskGroup) -> None:
         """Wait for handlers, then interrupt them; what is being settled has a moment more."""
@@ -288,6 +289,12 @@ class _Run(Generic[Payload]):
         self.settlement = Settlement(transitions, consumer, worker.policy)
         self.keeper = LeaseKeeper(queue.settings, queue.keys, consumer, worker._lease, worker._lost)
         self.maintenance = Maintenance(transitions, consumer, worker._lease, worker.policy)
+        self._host = asyncio.current_task()
+
+    def interrupted(self) -> bool:
+        """Whether the worker interrupts the calling handler, which may also have cancelled itself."""
+        ended = self._host is not None and self._host.cancelling() > 0  # as at the end of `asyncio.run`
+        return ended or anyio.current_effective_deadline() == -math.inf
 
 
 def consumer_name() -> str:
