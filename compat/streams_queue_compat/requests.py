@@ -1,9 +1,12 @@
 """A chat request, as the documented chat queue knows it."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self
+
+logger = logging.getLogger("bot_logic.services.chat_api_queue")
 
 StatusCallback = Callable[["QueuedRequest", str, Any, str | None], Awaitable[None]]
 """``await callback(request, status, response, error)``"""
@@ -46,7 +49,11 @@ class QueuedRequest:
         return cls(**{**required, **given}, status_callback=status_callback)
 
     async def notify_status(self, status: str, response: Any = None, error: str | None = None) -> None:
-        """Take this status and tell the callback, if this object has one."""
+        """Take this status and tell the callback, if this object has one. What the callback raises is logged."""
         self.status = status
-        if self.status_callback is not None:
+        if self.status_callback is None:
+            return
+        try:
             await self.status_callback(self, status, response, error)
+        except Exception:
+            logger.exception("the callback of request %s failed at status %s", self.request_id, status)
