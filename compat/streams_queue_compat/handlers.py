@@ -28,12 +28,12 @@ def find_handler() -> Handler | None:
     if not named:
         return None
     module, colon, function = named.partition(":")
-    if not colon or not function:
+    if not (module and colon and function):
         raise ConfigurationError(f"{VARIABLE}={named!r} is not module:function")
     try:
         handler = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{VARIABLE}={named!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ConfigurationError(f"{VARIABLE}={named!r} cannot be imported: {error!r}") from error
     if not callable(handler):
         raise ConfigurationError(f"{VARIABLE}={named!r} is not a function")
     return cast(Handler, handler)
