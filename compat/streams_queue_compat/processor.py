@@ -91,6 +91,9 @@ class Processor:
                     logger.error("the processor cannot work at present, trying on: %s", error)  # noqa: TRY400
                 said = str(error)
                 await asyncio.sleep(AGAIN_AFTER)
+            except Exception:
+                logger.exception("the processor broke off, starting it again")
+                await asyncio.sleep(AGAIN_AFTER)
 
     async def _work(self) -> None:
         worker = await self._make_worker()
