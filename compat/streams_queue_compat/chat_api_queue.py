@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import os
+import traceback
 import uuid
 from typing import Any
 
+import msgspec
+
 from streams_queue.codec import decode_values
 from streams_queue.errors import ConfigurationError
-from streams_queue.execution import Execution, current, failure
+from streams_queue.execution import Execution, current, encoded_result, failure, scrubbed
 from streams_queue.model import Status
 from streams_queue.worker import Worker
 from streams_queue_compat.handlers import Handler, Services, find_handler
@@ -224,17 +227,7 @@ async def process_chat_request(request: QueuedRequest) -> Any:
     execution = _chat.queue._execution_of(request.request_id)
     if execution is not None:
         return await _process_delivery(request, execution)
-    try:
-        response = await _respond(request)
-    except Exception as error:
-        logger.exception("request %s failed", request.request_id)
-        await request.notify_status(STATUS_ERROR, None, str(error))
-        await _apologise(request, str(error))
-        return None
-    await request.notify_status(STATUS_COMPLETED, response)
-    await _deliver(request, response)
-    await _count_processed()
-    return response
+    return await _process_by_hand(request)
 
 
 async def process_chat_api_queue() -> None:
@@ -289,7 +282,7 @@ class _CallFailed(Exception):
 
 
 def _concurrency() -> int:
-    value = os.environ.get("CHAT_API_CONCURRENCY", "1")
+    value = os.environ.get("CHAT_API_CONCURRENCY") or "1"
     if not value.isdecimal() or int(value) < 1:
         raise ConfigurationError(f"CHAT_API_CONCURRENCY={value!r} is not a whole number above 0")
     return int(value)
@@ -312,15 +305,43 @@ async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -
         async with asyncio.timeout(HANDLER_TIMEOUT):
             response = await _respond(request)
     except Exception as error:  # noqa: BLE001  # every failure has an outcome, which logs it
-        await execution.settle(failure(execution, error))
+        outcome = failure(execution, error)
+        if isinstance(error, _CallFailed):  # in the service's own words
+            outcome = msgspec.structs.replace(outcome, error=outcome.error.removeprefix(f"{_CallFailed.__name__}: "))
+        await execution.settle(outcome)
         if execution.settled == STATUS_ERROR:  # and only now: before, another attempt was to come
-            await _apologise(request, str(error) or type(error).__name__)
+            await _apologise(request, _scrubbed(str(error) or type(error).__name__, request))
         return None
-    await execution.report(Status.COMPLETED, response)
+    await _report_completed(request, response)
     await _deliver(request, response)
     if await execution.complete(response):
         await _count_processed()
     return response
+
+
+async def _process_by_hand(request: QueuedRequest) -> Any:
+    try:
+        response = await _respond(request)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the user is told
+        words = _scrubbed(str(error) or type(error).__name__, request)
+        logger.error("request %s failed: %s", request.request_id, words)  # noqa: TRY400  # a traceback shows secrets
+        await _chat.queue._report(request.request_id, Status.ERROR, words.encode(errors="replace"))
+        await request.notify_status(STATUS_ERROR, None, words)
+        await _apologise(request, words)
+        return None
+    await _report_completed(request, response)
+    await request.notify_status(STATUS_COMPLETED, response)
+    try:
+        await _deliver(request, response)
+    except Exception as error:  # noqa: BLE001  # an answer was found, and reported
+        _log_failure(f"request {request.request_id} could not be answered", error, request)
+        return response
+    await _count_processed()
+    return response
+
+
+async def _report_completed(request: QueuedRequest, response: Any) -> None:
+    await _chat.queue._report(request.request_id, Status.COMPLETED, encoded_result(request.request_id, response))
 
 
 async def _respond(request: QueuedRequest) -> Any:
@@ -329,7 +350,7 @@ async def _respond(request: QueuedRequest) -> Any:
         return await _chat.handler(request)
     success, response, error = await _chat.services.send_chat_message(request.message)
     if not success:
-        raise _CallFailed(str(error))
+        raise _CallFailed(str(error or response or "the chat service gave no reason"))
     return response
 
 
@@ -339,8 +360,8 @@ async def _deliver(request: QueuedRequest, response: Any) -> None:
         return
     try:
         await _chat.services.react(request)
-    except Exception:
-        logger.exception("the reaction to message %s could not be updated", request.message_id)
+    except Exception as error:  # noqa: BLE001  # the answer matters more
+        _log_failure(f"the reaction to message {request.message_id} could not be updated", error, request)
     await _chat.services.answer(request, str(response))
 
 
@@ -349,8 +370,17 @@ async def _apologise(request: QueuedRequest, error: str) -> None:
         return
     try:
         await _chat.services.answer(request, f"Your request could not be answered: {error}")
-    except Exception:
-        logger.exception("user %s could not be told that request %s failed", request.user_id, request.request_id)
+    except Exception as failed:  # noqa: BLE001  # the request has ended all the same
+        _log_failure(f"the user could not be told that request {request.request_id} failed", failed, request)
+
+
+def _log_failure(what: str, error: Exception, request: QueuedRequest) -> None:
+    logger.error("%s\n%s", what, _scrubbed("".join(traceback.format_exception(error)), request))
+
+
+def _scrubbed(words: str, request: QueuedRequest) -> str:
+    """Without the bot's token: it is part of the platform's URL, and so of many an error's text."""
+    return scrubbed(words, {"response_token": str(request.response_token).encode(errors="replace")})
 
 
 @documented(lambda: None)

@@ -2,16 +2,21 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from streams_queue.batching import Batcher
 from streams_queue.codec import Fields
 from streams_queue.execution import Policy
+from streams_queue.listener import Event
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import FINAL
 from streams_queue.queue import Queue
 from streams_queue.transitions import Delivery, Enqueued, NewMessage, Transitions
 from streams_queue.worker import consumer_name
+
+TOLD_WITHIN = 5.0
+"""Seconds that a callback in this process is waited for at most."""
 
 
 class Engine:
@@ -93,6 +98,28 @@ class Engine:
         """
         (still_held,) = await self.transitions.renew(self.consumer, [delivery.lease])
         return still_held
+
+    async def report(self, event: Event, fields: Fields) -> None:
+        """Tell those who listen to a message of its end, ahead of the transition; a callback in this process is waited
+        for.
+        """
+        channels = fields.get("_sq_listener", b"").decode(errors="replace").split()
+        listener, told = self.queue.listener, asyncio.Event()
+
+        async def hear(heard: Event) -> None:
+            if heard.status in FINAL:
+                told.set()
+
+        if listener.channel in channels:
+            listener.hear(event.id, hear)  # after the callback, which then has been told
+        else:
+            told.set()
+        try:
+            await self.transitions.tell(channels, event.encode())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(told.wait(), TOLD_WITHIN)
+        finally:
+            listener.forget(event.id, hear)
 
     def take_over(self, predecessor: "Engine") -> None:
         """What this process held in an event loop that has ended, it holds in this one."""

@@ -379,6 +379,14 @@ class RedisQueueManager:
 
     # ---- inside
 
+    @documented(lambda: None)
+    async def _report(self, message_id: str, status: Status, detail: bytes) -> None:
+        """Tell those who listen to a message that this process works on of its end, ahead of the call that ends it."""
+        engine = await self._engine()
+        delivery = self._execution_of(message_id) or engine.held(message_id)
+        if delivery is not None:
+            await engine.report(Event(message_id, status, detail), delivery.fields)
+
     async def _worker(
         self,
         process_func: Callable[[str], Awaitable[Any]],
