@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import uuid
-from typing import Generic
+from typing import Any, Generic
 
 import anyio
 import anyio.abc
@@ -60,13 +60,14 @@ class Worker(Generic[Payload]):
         grace: float = 30.0,
         poll_interval: float = 1.0,
     ) -> None:
-        positive = {
+        positive: dict[str, Any] = {
             "lease": lease, "max_deliveries": max_deliveries, "timeout": timeout, "poll_interval": poll_interval,
         }  # fmt: skip
         for name, value in positive.items():
             if not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise ConfigurationError(f"{name}={value!r} is not a number above 0")
-        for name, value in {"max_retries": max_retries, "retry_delay": retry_delay, "grace": grace}.items():
+        not_negative: dict[str, Any] = {"max_retries": max_retries, "retry_delay": retry_delay, "grace": grace}
+        for name, value in not_negative.items():
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ConfigurationError(f"{name}={value!r} is not a number from 0 on")
         self.queue = queue

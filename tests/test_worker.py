@@ -505,7 +505,7 @@ async def test_handlers_that_are_none(queue):
         pass
 
     with pytest.raises(ConfigurationError, match="async def"):
-        worker.handler(plain)  # type: ignore[arg-type]
+        worker.handler(plain)
     worker.handler(functools.partial(Handler.handle, Handler()))
     with pytest.raises(ConfigurationError, match="already"):
         worker.handler(Handler().handle)
