@@ -284,11 +284,12 @@ class Queue:
         """(adopted, expired, ids in main less entries in streams)."""
         adopted = expired = 0
         cursor = "0"
-        while True:
+        for _ in range(1000):
             step = await self.transitions.reconcile(cursor, adopted_ttl=3600, dedup_expiry=DEDUP_EXPIRY)
             adopted, expired, cursor = adopted + step.adopted, expired + step.expired, step.cursor
             if cursor == "0":
                 return adopted, expired, step.difference
+        raise AssertionError("a full pass comes to no end")
 
 
 def new(

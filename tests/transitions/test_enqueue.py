@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from streams_queue.errors import ConfigurationError, QueueUnavailable
+from streams_queue.errors import QueueUnavailable
 from transitions.tables import DEDUP_EXPIRY, META, NEVER, PARKED, Queue, body, new
 
 
@@ -250,19 +250,6 @@ async def test_a_slot_of_another_type_is_no_holder(queue: Queue):
 
 
 # ---- refused whole
-
-
-async def test_a_house_key_of_another_type_is_named_and_nothing_is_written(queue: Queue):
-    for key in queue.keys.house:
-        if key == queue.keys.stats:
-            continue  # statistics never fail a script
-        await queue.redis.delete(key)
-        await queue.redis.set(key, "text")
-        before = await queue.table()
-        with pytest.raises(ConfigurationError, match=f"WRONGTYPE {key} is a string"):
-            await queue.enqueue("a", unique="k")
-        assert await queue.table() == before
-        await queue.redis.delete(key)
 
 
 async def test_statistics_of_another_type_fail_nothing(queue: Queue):
