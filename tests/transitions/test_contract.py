@@ -25,7 +25,7 @@ _SECTION = re.compile(r"-- (?:(?P<name>KEYS|ARGV|RETURNS) +)?(?P<text>.*)")
 _ARGV = re.compile(
     r"(?P<head>\(none\)|[a-z_ ]*?)"
     r"(?:,? ?(?:then )?per (?:message|entry): (?P<each>[a-z_ ]+?))?"
-    r"(?P<tail>, then [a-z ]+(?:;.*)?)?"
+    r"(?:, then [a-z ]+)?(?:; .*)?"  # what follows at no fixed length, and a remark
 )
 _KEYS = re.compile(r"(?P<house>house(?:, then(?: per message)?: )?)?(?P<each>[a-z ]*)")
 
