@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 import anyio
 import msgspec
 
+from streams_queue import redaction
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
-from streams_queue.codec import Codec, Fields
+from streams_queue.codec import Codec, Fields, decode_values
 from streams_queue.errors import InvalidMessage, StreamsQueueError
 from streams_queue.listener import Event
 from streams_queue.model import Lease, Message, Payload, Status
 from streams_queue.queue import RESULT_LIMIT
-from streams_queue.redaction import HIDDEN, is_secret
 from streams_queue.transitions import Delivery, Failure, Transitions
 
 logger = logging.getLogger(__name__)
@@ -308,12 +308,8 @@ def encoded_result(id: str, value: Any) -> bytes:
 
 
 def scrubbed(words: str, fields: Fields) -> str:
-    """The text without the values of the message's secret fields."""
-    for name, raw in fields.items():
-        secret = raw.decode(errors="replace")
-        if is_secret(name) and len(secret) > 3:
-            words = words.replace(secret, HIDDEN)
-    return words
+    """The text without the message's secrets."""
+    return redaction.scrubbed(words, decode_values(fields))
 
 
 def _described(error: BaseException) -> str:
