@@ -1,0 +1,224 @@
+"""One worker at a time a message, as long as its lease holds, and nobody longer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from helpers import LEASE, Handler, Held, queue_at, running, until, work, worker_of
+from streams_queue import Queue, maintenance
+
+
+@pytest.fixture
+async def queue(server, prefix) -> AsyncIterator[Queue[Any]]:
+    async with queue_at(server, prefix) as queue:
+        yield queue
+
+
+async def test_the_lease_is_visible(queue, redis, prefix):
+    held = Held()
+    id = (await queue.enqueue({})).id
+    worker = worker_of(queue, held.handle, lease=5.0)
+    async with running(worker):
+        await held.holds()
+        assert await redis.get(f"{prefix}:lock:{id}") == worker.consumer
+        assert 4000 < await redis.pttl(f"{prefix}:lock:{id}") <= 5000
+        assert await redis.hget(f"{prefix}:msg:{id}", "status") == "processing"
+        assert await redis.hget(f"{prefix}:meta", "lease_ms") == "5000"
+        held.go.set()
+
+
+async def test_a_handler_may_run_many_leases(queue):
+    """Beside a second worker, which would take over what is not renewed."""
+    held, others = Held(), Held()
+    id = (await queue.enqueue({})).id
+    lease = 0.6
+    async with running(worker_of(queue, held.handle, lease=lease)):
+        await held.holds()
+        async with running(worker_of(queue, others.handle, lease=lease)):
+            await asyncio.sleep(5.5 * lease)
+            held.go.set()
+            assert await queue.result(id, timeout=5) == "let go"
+    assert (len(held.started), len(others.started)) == (1, 0)
+
+
+async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix):
+    """The handler blocks the loop for two leases; a rival in another thread finds nothing to take."""
+    ran = []
+
+    async def block(message):
+        ran.append("first")
+        time.sleep(2.5 * LEASE)  # noqa: ASYNC251  (the fault under test)
+        return "done"
+
+    async def rival() -> None:
+        async with queue_at(server, prefix) as same:
+
+            async def handle(message):
+                ran.append("rival")
+
+            worker = worker_of(same, handle)
+            async with running(worker):
+                await asyncio.sleep(3 * LEASE)
+
+    id = (await queue.enqueue({})).id
+    async with running(worker_of(queue, block)):
+        await until(lambda: ran or None)
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, rival()))
+        assert await queue.result(id, timeout=10) == "done"
+    await other
+    assert ran == ["first"]
+
+
+async def test_a_lock_deleted_by_hand_frees_the_message(queue, redis, prefix, caplog):
+    """The holder is cancelled and writes nothing; the message runs again, uncharged."""
+    held, other = Held(), Held()
+    other.go.set()
+    id = (await queue.enqueue({})).id
+    async with running(worker_of(queue, held.handle)):
+        await held.holds()
+        assert await redis.delete(f"{prefix}:lock:{id}") == 1
+        async with running(worker_of(queue, other.handle)):
+            await until(lambda: held.cancelled or other.started or len(held.started) > 1)
+            held.go.set()
+            assert await queue.result(id, timeout=10) == "let go"
+    assert held.cancelled == [id]
+    assert len(held.started) + len(other.started) == 2
+    stats = await queue.stats()
+    assert stats.counters["completed_messages"] == 1
+    assert "lost message" in caplog.text
+
+
+async def test_what_was_lost_is_not_written(queue, redis, prefix):
+    """The handler does not heed its cancellation, and returns: too late."""
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(message):
+        started.set()
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+        return "too late"
+
+    id = (await queue.enqueue({})).id
+    async with running(worker_of(queue, stubborn, concurrency=1)):
+        await started.wait()
+        await redis.set(f"{prefix}:lock:{id}", "somebody", px=600_000)
+        await redis.hset(f"{prefix}:msg:{id}", "_sq_owner", "somebody")
+        go.set()
+    assert (await queue.stats()).counters.get("completed_messages", 0) == 0
+    assert await redis.hget(f"{prefix}:msg:{id}", "status") == "processing"
+    assert await redis.get(f"{prefix}:lock:{id}") == "somebody"
+
+
+async def test_a_message_removed_and_enqueued_again_under_the_handler(queue, prefix, redis):
+    """The first run's outcome is not the second message's."""
+    held = Held()
+    await queue.enqueue({"n": 1}, id="m")
+    async with running(worker_of(queue, held.handle, concurrency=2, lease=30.0)):
+        await held.holds()
+        assert await queue.remove("m")
+        await redis.delete(f"{prefix}:done:m")
+        await queue.enqueue({"n": 2}, id="m")
+        await held.holds(2)
+        assert [message.data["n"] for message in held.started] == [1, 2]
+        held.go.set()
+        assert await queue.result("m", timeout=5) == "let go"
+        await until(lambda: len(held.finished) == 2)
+    assert (await queue.stats()).counters["completed_messages"] == 1
+
+
+async def test_a_lock_taken_by_hand_holds_a_waiting_message_back(queue, redis, prefix):
+    handler = Handler()
+    id = (await queue.enqueue({})).id
+    await redis.set(f"{prefix}:lock:{id}", "operator", px=1500)
+    other = (await queue.enqueue({})).id
+    async with running(worker_of(queue, handler.handle)):
+        await queue.result(other, timeout=5)
+        assert handler.ids == [other]
+        await queue.result(id, timeout=10)
+    assert handler.ids == [other, id]
+    assert handler.messages[1].attempts == 1
+
+
+async def test_a_dead_worker_is_found_by_others(queue, redis, prefix):
+    """As a killed worker leaves it: a lock, a pending entry, nobody who renews."""
+    await queue.transitions.join("dead", LEASE)
+    ids = [receipt.id for receipt in await queue.enqueue_many([{}, {}])]
+    claimed = await queue.transitions.claim("dead", 2)
+    assert [delivery.lease.id for delivery in claimed.deliveries] == ids
+    began = time.monotonic()
+    handler = Handler()
+    async with running(worker_of(queue, handler.handle)):
+        await asyncio.gather(*(queue.result(id, timeout=10) for id in ids))
+    assert time.monotonic() - began < LEASE + maintenance.INTERVAL + 1
+    assert handler.ids == ids
+    assert {(message.attempts, message.deliveries) for message in handler.messages} == {(2, 2)}
+    assert (await queue.stats()).counters["recovered_messages"] == 2
+    # What the dead one reports after all is not written.
+    stale = await queue.transitions.complete(
+        "dead", [(delivery.lease, b"") for delivery in claimed.deliveries], result_ttl=60
+    )
+    assert stale == ["stale", "stale"]
+
+
+async def test_a_message_that_kills_its_workers_is_a_dead_letter(queue):
+    id = (await queue.enqueue({"a": 1})).id
+    for n in range(3):
+        await queue.transitions.join(f"dead{n}", LEASE)
+        await until(partial(claims, queue, f"dead{n}"), what="recovered")
+    await until(lambda: swept_dead(queue))
+    (letter,) = await queue.dead_letters.list()
+    assert (letter.id, letter.reason, letter.attempts, letter.retries, letter.deliveries) == (id, "crash", 3, 0, 3)
+    assert letter.error is not None
+    assert "3 times" in letter.error
+    assert await queue.dead_letters.requeue(id)
+    handler = Handler()
+    await work(queue, handler.handle)
+    assert [(message.attempts, message.data) for message in handler.messages] == [(1, {"a": 1})]
+
+
+async def claims(queue: Queue[Any], consumer: str) -> bool:
+    await queue.transitions.sweep(max_deliveries=3, dead_letter_ttl=60)
+    return bool((await queue.transitions.claim(consumer, 1)).deliveries)
+
+
+async def swept_dead(queue: Queue[Any]) -> bool:
+    return bool((await queue.transitions.sweep(max_deliveries=3, dead_letter_ttl=60)).dead)
+
+
+async def test_a_dead_consumer_is_forgotten_once_it_holds_nothing(queue, redis, prefix):
+    await queue.transitions.join("dead", LEASE)
+    await queue.enqueue({})
+    await queue.transitions.claim("dead", 1)
+    await queue.transitions.prune("", idle=0.0)
+    assert "dead" in await names(redis, prefix)
+    handler = Handler()
+    async with running(worker_of(queue, handler.handle)):
+        await until(lambda: handler.ids)
+    await queue.transitions.prune("", idle=0.0)
+    assert "dead" not in await names(redis, prefix)
+
+
+async def names(redis: Any, prefix: str) -> set[str]:
+    return {info["name"] for info in await redis.xinfo_consumers(f"{prefix}:stream", "workers")}
+
+
+async def test_the_body_lives_as_long_as_it_is_worked_on(queue, redis, prefix):
+    """A ttl of one second, a handler of three: the renewals keep the body."""
+    held = Held()
+    id = (await queue.enqueue({}, ttl=1)).id
+    async with running(worker_of(queue, held.handle, lease=0.6)):
+        await held.holds()
+        await asyncio.sleep(2.5)
+        assert await redis.exists(f"{prefix}:msg:{id}")
+        held.go.set()
+        assert await queue.result(id, timeout=5) == "let go"
+    assert len(held.started) == 1
