@@ -75,8 +75,7 @@ def documented(
             try:
                 answer = await method(*args, **kwargs)
             except StreamsQueueError as error:
-                cause = f" (cause: {error.__cause__!r})" if error.__cause__ else ""
-                logger.error("%s: %s%s", name, error, cause)  # noqa: TRY400  # the cause says more than a traceback
+                logger.error("%s: %s%s", name, error, _cause(error))  # noqa: TRY400  # says more than a traceback
                 return cast(Answer, otherwise())
             except Exception:
                 logger.exception("%s failed", name)
@@ -91,6 +90,11 @@ def documented(
         return call
 
     return decorate
+
+
+def _cause(error: StreamsQueueError) -> str:
+    cause = error.__cause__  # its repr may hold the payload
+    return "" if cause is None else f" (cause: {type(cause).__name__}: {cause})"
 
 
 class RedisQueueManager:
