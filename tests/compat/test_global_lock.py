@@ -1,4 +1,4 @@
-"""`P:lock:global_lock`: all workers of ours hold it together; workers of the old code wait for it, and they for them."""
+"""`P:lock:global_lock`: all workers of ours hold it together; old workers wait for them, and they for an old worker."""
 
 from __future__ import annotations
 
