@@ -1,9 +1,10 @@
-# `make demo` and `make test` need nothing but Python >= 3.11, make and a C compiler:
+# `make demo` needs nothing but Python >= 3.11 and make, `make test` a C compiler as well:
 # each sets up a private .venv first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNNABLE := $(VENV)/.runnable
 STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
@@ -15,11 +16,15 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## make .venv, or renew it when pyproject.toml has changed
 
-$(STAMP): pyproject.toml
+$(RUNNABLE): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test --group check
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	@touch $@
+
+$(STAMP): $(RUNNABLE)
+	$(BIN)/python -m pip install --quiet --group test --group check
 	@touch $@
 
 test: $(STAMP)  ## run the test suite; ARGS="-k name --server redis-6.2" goes to pytest
@@ -31,7 +36,7 @@ check: $(STAMP)  ## lint, formatting, types, import rules
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 
-demo: $(STAMP)  ## a queue at work, on a server of its own
+demo: $(RUNNABLE)  ## a queue at work, on a server of its own
 	$(BIN)/streams-queue demo
 
 clean:  ## remove everything that was built here

@@ -1,10 +1,10 @@
 """`streams-queue worker MODULE:OBJECT`: run a worker of the application's own in this process."""
 
 import asyncio
-import contextlib
 import signal
 from typing import Annotated, Any
 
+import anyio
 import typer
 
 from streams_queue.cli.target import load_worker
@@ -63,7 +63,6 @@ def worker(
 
 async def serve(worker: Worker[Any], *, burst: bool) -> None:
     """Run the worker until it is done: the first signal stops it, the second cancels it."""
-    running = asyncio.ensure_future(_run(worker, burst=burst))
     received: list[int] = []
 
     def on_signal(number: int) -> None:
@@ -71,17 +70,13 @@ async def serve(worker: Worker[Any], *, burst: bool) -> None:
         if len(received) == 1:
             worker.stop()
         else:
-            running.cancel()
+            scope.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-
-
-async def _run(worker: Worker[Any], *, burst: bool) -> None:
     try:
-        await worker.run(burst=burst)
+        with anyio.CancelScope() as scope:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, on_signal, number)
+            await worker.run(burst=burst)
     finally:
         await worker.queue.close()

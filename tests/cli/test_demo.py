@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from streams_queue import ConfigurationError
-from streams_queue.cli.demo import fates, messages, processes
+from streams_queue.cli.demo import messages, plan, processes
 from streams_queue.cli.demo.ledger import Reader
 from streams_queue.cli.demo.view import Counts, Sample, Screen, WorkerLine
 
@@ -118,8 +118,8 @@ def test_what_cannot_be_played(tmp_path, arguments, environment, code, error):
 
 
 def test_some_requests_fail_in_every_way():
-    drawn = fates.draw(messages.made_up(300))
-    assert [list(drawn.values()).count(fate) for fate in fates.Fate] == [30, 8, 3]
+    drawn = plan.draw(messages.made_up(300))
+    assert [list(drawn.fates.values()).count(fate) for fate in plan.Fate] == [30, 8, 3]
 
 
 def test_the_script_is_an_outsider():

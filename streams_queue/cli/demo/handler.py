@@ -5,15 +5,15 @@ import os
 import random
 from pathlib import Path
 
-from streams_queue.cli.demo.fates import Fate, key
 from streams_queue.cli.demo.ledger import Ledger
+from streams_queue.cli.demo.plan import Fate
 from streams_queue.cli.demo.stage import Stage
 from streams_queue.execution import current
 from streams_queue_compat.chat_api_queue import QueuedRequest
 
 _stage = Stage(Path(os.environ["STREAMS_QUEUE_DEMO"]))
 _ledger = Ledger(_stage.ledger)
-_fates = _stage.fates()
+_plan = _stage.plan()
 
 
 async def answer(request: QueuedRequest) -> str:
@@ -21,8 +21,8 @@ async def answer(request: QueuedRequest) -> str:
     execution = current.get()
     assert execution is not None
     with _ledger.run(request.request_id, execution.lease.delivery):
-        await asyncio.sleep(random.uniform(0.2, 0.6))
-        match _fates.get(key(request.user_id, request.message)):
+        await asyncio.sleep(_plan.thinking * random.uniform(0.5, 1.5))
+        match _plan.fate(request.user_id, request.message):
             case Fate.STUMBLES if request.retry_count == 0:
                 raise TimeoutError("the chat service did not answer in time")
             case Fate.WAITS if not _stage.repaired:

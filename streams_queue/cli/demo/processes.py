@@ -22,11 +22,11 @@ def requeue_script() -> Path:
     return documented if documented.exists() else _HERE / _REQUEUE
 
 
-def requeue(url: str, prefix: str) -> int:
-    """Run that script as it stands; how many dead letters it says it requeued."""
+def requeue(prefix: str) -> int:
+    """Run that script as it stands, on the demo's server; how many dead letters it says it requeued."""
     done = subprocess.run(  # noqa: S603  (this interpreter, our script)
         [sys.executable, requeue_script(), prefix],
-        env=os.environ | {"REDIS_URL": url},
+        env=os.environ | {"REDIS_URL": os.environ["STREAMS_QUEUE_URL"]},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

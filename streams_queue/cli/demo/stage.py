@@ -4,25 +4,25 @@ from pathlib import Path
 
 import msgspec
 
-from streams_queue.cli.demo.fates import Fates
+from streams_queue.cli.demo.plan import Plan
 
 
 class Stage:
-    """The ledger, the fates, and whether the back end is repaired."""
+    """The ledger, the plan, and whether the back end is repaired."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.ledger = directory / "ledger.jsonl"
-        self._fates = directory / "fates.json"
+        self._plan = directory / "plan.json"
         self._repaired = directory / "repaired"
 
-    def set(self, fates: Fates) -> None:
-        """Decide, before any worker starts."""
-        self._fates.write_bytes(msgspec.json.encode(fates))
+    def set(self, plan: Plan) -> None:
+        """Put the plan there, before any worker starts."""
+        self._plan.write_bytes(msgspec.json.encode(plan))
 
-    def fates(self) -> Fates:
+    def plan(self) -> Plan:
         """What was decided."""
-        return msgspec.json.decode(self._fates.read_bytes(), type=Fates)
+        return msgspec.json.decode(self._plan.read_bytes(), type=Plan)
 
     @property
     def repaired(self) -> bool:

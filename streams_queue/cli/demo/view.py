@@ -32,7 +32,8 @@ class Sample(NamedTuple):
     """One request that is followed through the queue."""
 
     name: str
-    position: int | None
+    position: int
+    """-1 when it stands in no queue."""
     status: str
 
 
@@ -88,7 +89,7 @@ class Screen:
         elif self.seconds >= self._line_at:
             self._line_at = self.seconds + _LINE_EVERY
             words = "  ".join(f"{name} {value}" for name, value in counts._asdict().items())
-            places = ", ".join(f"{sample.name} {sample.position}" for sample in samples if sample.position)
+            places = ", ".join(f"{sample.name} {sample.position}" for sample in samples if sample.position > 0)
             self._console.print(
                 f"{self.seconds:5.1f} s  {words}  rate {rate:.0f}/s" + (f"  position: {places}" if places else ""),
                 markup=False, highlight=False, soft_wrap=True,
@@ -132,7 +133,7 @@ def _samples(samples: Sequence[Sample]) -> Table:
     table.add_column("position", justify="right")
     table.add_column("status", min_width=10)
     for sample in samples:
-        table.add_row(sample.name, str(sample.position or "-"), sample.status)
+        table.add_row(sample.name, str(sample.position) if sample.position > 0 else "-", sample.status)
     return table
 
 
