@@ -33,6 +33,7 @@ from redis.backoff import NoBackoff
 from streams_queue import embedded
 from streams_queue.errors import (
     ConfigurationError,
+    InvalidMessage,
     QueueUnavailable,
     StreamsQueueError,
     UnsupportedServer,
@@ -276,21 +277,30 @@ _DENIED = (
     exceptions.AuthenticationWrongNumberOfArgsError,
     exceptions.NoPermissionError,
 )
-_DENIED_CODES = ("NOAUTH", "NOPERM", "WRONGPASS")
+_DENIED_WORDS = (
+    "NOAUTH",
+    "NOPERM",
+    "WRONGPASS",
+    "ACL failure in script",  # what a script may not do: from Redis 7.0 on
+    "The user executing the script can't",  # and on 6.2
+)
 
 
 def translate(error: BaseException) -> StreamsQueueError:
     """The exception of ours for one of redis-py's or the operating system's.
 
     ConfigurationError where a person has to act (credentials, permissions, TLS, a key of another type,
-    a prefix without a hash tag on Cluster), QueueUnavailable for everything else.
+    a prefix without a hash tag on Cluster), InvalidMessage for an argument that cannot be sent, QueueUnavailable for
+    everything else.
     """
     text = str(error) or type(error).__name__
     if isinstance(error, MasterNotFoundError):
         # Some versions of redis-py go on with the repr of each client, password included.
         text = f"{text.partition(' : ')[0]} (Sentinels that ask for a password are not supported)"
-    if isinstance(error, _DENIED) or any(code in text for code in _DENIED_CODES):
+    if isinstance(error, _DENIED) or any(words in text for words in _DENIED_WORDS):
         return ConfigurationError(f"the server denied access: {text}")
+    if isinstance(error, exceptions.DataError):
+        return InvalidMessage(f"an argument cannot be sent to Redis: {text}")
     if "WRONGTYPE" in text:
         return ConfigurationError(
             f"a key under this prefix belongs to another program: {text}; remove it, or choose another prefix"

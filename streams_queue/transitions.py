@@ -57,9 +57,9 @@ ENQUEUE = Script(
     "enqueue", ("dedup_expiry", "index_users"),
     ("id", "priority", "delay", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
 )  # fmt: skip
-CLAIM = Script("claim", ("consumer", "max_messages", "max_bytes"), idempotent=False)
+CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes"), idempotent=False)
 ADOPT = Script("adopt", ("consumer", "max_messages"), ("entry",), idempotent=False)
-RENEW = Script("renew", ("consumer",), ("id", "entry", "delivery"), ("message", "lock"))
+RENEW = Script("renew", ("consumer", "lock_ms"), ("id", "entry", "delivery"), ("message", "lock"))
 COMPLETE = Script(
     "complete", ("consumer", "result_ttl"), ("id", "entry", "delivery", "result"), ("message", "lock", "done")
 )
@@ -236,9 +236,13 @@ class Transitions:
                 f"{in_force / 1000:g} s: use the same, or stop them first"
             )
 
-    async def claim(self, consumer: str, max_messages: int) -> Claimed:
-        """Take messages to work on, at most 500 of them and 8 MiB of bodies."""
-        return _claimed(await self._run(CLAIM, (consumer, min(max_messages, BATCH), _CLAIM_BYTES)))
+    async def claim(self, consumer: str, max_messages: int, *, lock: float | None = None) -> Claimed:
+        """Take messages to work on, at most 500 of them and 8 MiB of bodies.
+
+        A lock (seconds) that outlasts the queue's lease is respected by sweepers: for a holder that does not renew.
+        """
+        head = (consumer, _milliseconds(lock), min(max_messages, BATCH), _CLAIM_BYTES)
+        return _claimed(await self._run(CLAIM, head))
 
     async def adopt(self, consumer: str, entries: Sequence[str], max_messages: int) -> Claimed:
         """Take the entries that a blocking read delivered; what is over `max_messages` is handed back."""
@@ -271,9 +275,10 @@ class Transitions:
                 found += [letter + row["message_id"].decode() for row in reply]
         return found
 
-    async def renew(self, consumer: str, leases: Sequence[Lease]) -> list[bool]:
-        """Begin these leases afresh: for each, whether the consumer still holds the message."""
-        return [answer == "held" for answer in await self._each(RENEW, (consumer,), [_row(lease) for lease in leases])]
+    async def renew(self, consumer: str, leases: Sequence[Lease], *, lock: float | None = None) -> list[bool]:
+        """Begin these leases afresh, as `claim` does: for each, whether the consumer still holds the message."""
+        head = (consumer, _milliseconds(lock))
+        return [answer == "held" for answer in await self._each(RENEW, head, [_row(lease) for lease in leases])]
 
     # ---- out of a worker's hands
 
@@ -488,6 +493,10 @@ class Transitions:
 def _row_of_new(m: NewMessage) -> tuple[_Argument, ...]:
     ttl = "" if m.ttl is None else m.ttl
     return (m.id, m.priority, m.delay, ttl, m.listener, int(m.slot is not None), len(m.fields) // 2)
+
+
+def _milliseconds(duration: float | None) -> int | str:
+    return "" if duration is None else max(1, round(duration * 1000))
 
 
 def _row(lease: Lease) -> tuple[str, str, str]:

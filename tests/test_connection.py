@@ -15,7 +15,13 @@ import trustme
 
 import servers
 from streams_queue.connection import REDIS_ERRORS, Connection, translate, translated
-from streams_queue.errors import ConfigurationError, QueueUnavailable, StreamsQueueError, UnsupportedServer
+from streams_queue.errors import (
+    ConfigurationError,
+    InvalidMessage,
+    QueueUnavailable,
+    StreamsQueueError,
+    UnsupportedServer,
+)
 from streams_queue.settings import Settings
 
 SECRET = "hunter2"
@@ -367,7 +373,8 @@ def test_every_exception_of_redis_py_is_translated(kind):
     assert issubclass(kind, REDIS_ERRORS)
     ours = translate(made(kind, "something"))
     person = kind.__name__ in DENIED | {"ClusterCrossSlotError"}
-    assert type(ours) is (ConfigurationError if person else QueueUnavailable)
+    fallback = InvalidMessage if kind.__name__ == "DataError" else QueueUnavailable
+    assert type(ours) is (ConfigurationError if person else fallback)
     assert str(ours)
 
 

@@ -91,12 +91,12 @@ class Engine:
         """It is finished, or another is asked for."""
         self._held.pop(id, None)
 
-    async def keep(self, delivery: Delivery) -> bool:
-        """Renew the lease of a held message; False when it is lost.
+    async def keep(self, delivery: Delivery, lock: float) -> bool:
+        """Keep a held message for `lock` seconds more; False when it is lost.
 
         A lost one stays among those held until another is asked for: calls on it must not pass for orders from outside.
         """
-        (still_held,) = await self.transitions.renew(self.consumer, [delivery.lease])
+        (still_held,) = await self.transitions.renew(self.consumer, [delivery.lease], lock=lock)
         return still_held
 
     async def report(self, event: Event, fields: Fields) -> None:
@@ -126,15 +126,19 @@ class Engine:
         if predecessor._held:
             self.consumer, self._held = predecessor.consumer, predecessor._held
 
-    async def next_held(self, lease: float) -> str | None:
-        """The id of the message to work on: the one held already, else one newly claimed for `lease` seconds.
+    async def next_held(self, lease: float, lock: float) -> str | None:
+        """The id of the message to work on: the one held already, else one newly claimed.
 
         There may be no worker that looks after the queue, so this does.
+
+        Args:
+            lease: seconds, the queue's.
+            lock: seconds that the message is kept for a caller who does not renew; sweepers respect it.
         """
         for id, delivery in list(self._held.items()):
             if not await self.transitions.in_line(id):  # somebody took it out
                 await self.transitions.release(self.consumer, [delivery.lease])
-            elif await self.keep(delivery):
+            elif await self.keep(delivery, lock):
                 return id
             self.let_go(id)
         policy = self._policy()
@@ -143,7 +147,7 @@ class Engine:
             self._maintenance = Maintenance(self.transitions, self.consumer, lease, policy)
         await self._maintenance.round()
         while True:
-            claimed = await self.transitions.claim(self.consumer, 1)
+            claimed = await self.transitions.claim(self.consumer, 1, lock=lock)
             for delivery in claimed.deliveries:
                 self._held[delivery.lease.id] = delivery
                 return delivery.lease.id

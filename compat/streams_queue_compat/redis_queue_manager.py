@@ -43,8 +43,8 @@ STATUS_RETRY = "retry"
 Callback = Callable[[dict[str, Any], str, Any, str | None], Awaitable[None]]
 """``await callback(message, status, response, error)``"""
 
-PROCESSOR_LEASE = 30.0
-"""Seconds: a processor renews its leases, so they need not last for ``lock_expiry``."""
+LEASE = 30.0
+"""Seconds: the queue's lease, which processors renew. What is held by hand is locked for ``lock_expiry`` instead."""
 
 MAX_DELIVERIES = 3
 NO_LIMIT = 10 * 365 * 86400.0
@@ -219,7 +219,7 @@ class RedisQueueManager:
         _refuse_engine_fields(updates)
         fields, types = encode_values(storable(updates))
         delivery = engine.held(message_id)
-        if delivery is not None and not await engine.keep(delivery):
+        if delivery is not None and not await engine.keep(delivery, self.lock_expiry):
             return False
         return await engine.transitions.update(message_id, self._codec.flatten(fields), types)
 
@@ -303,7 +303,7 @@ class RedisQueueManager:
         The same id again until it is finished by `remove_message`, `retry_message` or `move_to_dlq`. `update_message`
         renews the lease. Where this process dies, another gets the message when the lease has run out.
         """
-        return await (await self._engine()).next_held(self.lock_expiry)
+        return await (await self._engine()).next_held(self._lease, self.lock_expiry)
 
     # ---- locks
 
@@ -320,7 +320,7 @@ class RedisQueueManager:
             return not execution.lost
         delivery = engine.held(message_id)
         if delivery is not None:
-            return await engine.keep(delivery)
+            return await engine.keep(delivery, self.lock_expiry)
         deadline = asyncio.get_running_loop().time() + timeout
         while not await engine.transitions.lock(self._keys.lock(message_id), owner, self.lock_expiry):
             left = deadline - asyncio.get_running_loop().time()
@@ -403,7 +403,7 @@ class RedisQueueManager:
         worker = Worker(
             engine.queue,
             concurrency=concurrency,
-            lease=min(PROCESSOR_LEASE, self.lock_expiry),
+            lease=self._lease,
             max_retries=self.max_retries,
             retry_delay=self.retry_delay_base,
             timeout=timeout,
@@ -435,6 +435,10 @@ class RedisQueueManager:
         if execution is None or (execution.prefix, execution.message.id) != (self.prefix, id):
             return None
         return execution
+
+    @property
+    def _lease(self) -> float:
+        return min(LEASE, self.lock_expiry)
 
     def _policy(self) -> Policy:
         return Policy(
@@ -507,7 +511,8 @@ class _Hearer:
 
 def _lease_of(engine: Engine, id: str) -> Lease:
     delivery = engine.held(id)
-    return Lease(id, "", "") if delivery is None else delivery.lease
+    # An order from outside bears a name of its own: sent again after a lost reply it counts once.
+    return Lease(id, "", uuid.uuid4().hex) if delivery is None else delivery.lease
 
 
 def _refuse_engine_fields(values: Mapping[str, Any]) -> None:

@@ -1,16 +1,18 @@
--- claim: queued -> processing, highest priority first, what was handed back before what is new
+-- claim: queued -> processing, highest priority first, what was handed back before what is new; an empty lock_ms is the
+--        lease
 -- KEYS     house
--- ARGV     consumer max_messages max_bytes
+-- ARGV     consumer lock_ms max_messages max_bytes
 -- RETURNS  {paused (0 or 1), entries looked at, rows}; a row is {id, entry, delivery, hash as a flat list}
 --- include house
 --- include place
 --- include take
-local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[2], 1), number(ARGV[3], 0)
+local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[3], 1), number(ARGV[4], 0)
 
 local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
+local lock_ms = math.max(lease_ms, number(ARGV[2], 0))  -- a shorter one would look like one deleted by hand
 if call('HGET', META, 'paused') == '1' then return {1, 0, {}} end
 
 -- Asked of all streams before the first write: where a group is gone, this is the error that says so.
@@ -48,7 +50,7 @@ local function take_from(source)
     local wanted = max_messages - #rows
     if wanted > 0 and bytes < max_bytes then
       for _, found in ipairs(source(letter, wanted)) do
-        local row = take(letter, found[1], found[2] and found[2][2], consumer, lease_ms, now, bytes < max_bytes)
+        local row = take(letter, found[1], found[2] and found[2][2], consumer, lock_ms, now, bytes < max_bytes)
         looked_at = looked_at + 1
         if row then
           rows[#rows + 1] = row

@@ -1,9 +1,16 @@
--- prune: consumers that hold nothing -> gone: the one named, and all that gave no sign for a while
+-- prune: consumers that hold nothing -> gone: the one named, and all that gave no sign for a while;
+--        dead letters whose bodies ran out -> lost, the oldest 100 looked at
 -- KEYS     house
 -- ARGV     consumer idle_ms
--- RETURNS  how many were deleted
+-- RETURNS  how many consumers were deleted
 --- include house
+--- include place
 local consumer, idle_ms = ARGV[1], number(ARGV[2])
+local HALF_DONE = 60  -- seconds in which a script from outside may still be writing the body of its dead letter
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local now = server_time()
 
 local deleted = 0
 for _, letter in ipairs(PRIORITIES) do
@@ -20,4 +27,7 @@ for _, letter in ipairs(PRIORITIES) do
     end
   end
 end
-return deleted
+for _, id in ipairs(call('ZRANGEBYSCORE', DLQ, '-inf', now - HALF_DONE, 'LIMIT', 0, 100)) do
+  if not read_body(id) then expire_message(id, now) end
+end
+return finish(deleted)

@@ -50,13 +50,19 @@ local function recover(letter, entry)
   end
 end
 
+-- No group yet, or a cursor that somebody made a text: the next sweep will do. A missing permission, say, would not mend.
+local function mends(error_text)
+  return string.find(error_text, 'NOGROUP', 1, true) or string.find(error_text, 'Invalid', 1, true)
+end
+
 -- Entries of dead owners go to `returned`, never to the sweeper, which may have no slot free. The cursor is kept:
 -- XAUTOCLAIM looks at ten times COUNT entries, and behind that many live ones it would never see a dead one.
 local function sweep_dead(letter)
   local field = 'sweep_cursor_' .. letter
   local cursor = call('HGET', META, field) or '0-0'
   local reply = try('XAUTOCLAIM', STREAMS[letter], GROUP, RETURNED, lease_ms, cursor, 'COUNT', limit, 'JUSTID')
-  if failed(reply) then  -- no group, or somebody made the cursor a text
+  if failed(reply) then
+    if not mends(reply.err) then error(reply.err) end
     call('HDEL', META, field)
     return false
   end
@@ -85,6 +91,7 @@ local function sweep_unlocked(letter)
   local cursor = call('HGET', META, field) or '-'
   local page = try('XPENDING', STREAMS[letter], GROUP, cursor, '+', limit)
   if failed(page) then
+    if not mends(page.err) then error(page.err) end
     call('HDEL', META, field)
     return false
   end

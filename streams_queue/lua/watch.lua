@@ -11,6 +11,7 @@ local function watch(id)
   if body and body.status == 'error' and call('ZSCORE', DLQ, id) then
     return {'error', call('HGET', message_key(id), 'error') or ''}
   end
+  if not body and place_of(id) then return {'expired', ''} end
   if body and place_of(id) then
     local listeners = body._sq_listener or ''
     if not string.find(' ' .. listeners .. ' ', ' ' .. channel .. ' ', 1, true) then

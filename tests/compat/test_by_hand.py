@@ -175,7 +175,25 @@ async def test_beside_workers_with_another_lease(managers, caplog):
     await driver.enqueue({})
     await until(lambda: finished(driver))
     assert await driver.get_next_message() is None
-    assert "lease=60" in caplog.text and "3 s" in caplog.text
+    assert "lease=30" in caplog.text and "3 s" in caplog.text
+    await worker.stop_processor()
+
+
+async def test_beside_a_processor(managers, redis, prefix):
+    """What is held by hand is locked for longer than the lease that it shares with processors."""
+    worker, driver = managers(lock_expiry=300), managers(lock_expiry=300)
+    ran: list[str] = []
+
+    async def process(id: str) -> None:
+        ran.append(id)
+
+    id = await driver.enqueue({"a": "b"})
+    assert await driver.get_next_message() == id
+    await worker.start_processor(process)
+    await driver.enqueue({"c": "d"})
+    await until(lambda: len(ran) == 1)
+    assert ran != [id] and await redis.pttl(f"{prefix}:lock:{id}") > 290_000
+    assert await driver.remove_message(id) is True
     await worker.stop_processor()
 
 

@@ -8,7 +8,7 @@ from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.settings import Settings
 from streams_queue.transitions import GROUP, NotJoined, Transitions
-from transitions.tables import META, NEVER, PARKED, RETURNED, Queue, body
+from transitions.tables import LEASE, META, NEVER, PARKED, RETURNED, Queue, body
 
 
 async def test_queued_becomes_processing(queue: Queue):
@@ -460,3 +460,15 @@ async def test_release_of_an_id_that_left_main_drops_it(queue: Queue):
     assert set(table) == {"msg:a", "stats", "meta", "ttl"}
     assert table["ttl"] == {"msg:a": 3600}
     assert await queue.claim() == []
+
+
+async def test_a_lock_that_outlasts_the_lease_is_for_a_holder_that_does_not_renew(queue: Queue):
+    await queue.enqueue("a", "b")
+    (delivery,) = (await queue.transitions.claim("w1", 1, lock=LEASE + 100)).deliveries
+    assert (await queue.table())["ttl"]["lock:a"] == LEASE + 100
+    await queue.age(delivery.lease)
+    assert await queue.sweep() == (0, 0)
+    assert await queue.transitions.renew("w1", [delivery.lease], lock=LEASE + 50) == [True]
+    assert (await queue.table())["ttl"]["lock:a"] == LEASE + 50
+    await queue.transitions.claim("w1", 1, lock=1)
+    assert (await queue.table())["ttl"]["lock:b"] == LEASE, "a shorter one would look like a lock deleted by hand"

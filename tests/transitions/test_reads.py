@@ -194,6 +194,12 @@ async def test_a_hash_without_a_place_is_not_watched(queue: Queue):
     assert await queue.table() == before
 
 
+async def test_what_has_a_place_but_no_body_has_expired(queue: Queue):
+    await queue.enqueue("a")
+    await queue.redis.delete(queue.keys.message("a"))
+    assert await queue.transitions.watch("channel", ["a"]) == [("expired", b"")]
+
+
 async def test_each_channel_stands_once(queue: Queue):
     await queue.enqueue("a")
     for channel in ("one", "two", "one", "tw"):

@@ -410,3 +410,15 @@ async def test_prune_forgets_who_holds_nothing_and_nobody_else(queue: Queue):
     assert await queue.transitions.prune("", idle=0) > 0
     assert await consumers() == {"w2", RETURNED}
     assert await queue.table() == before
+
+
+async def test_a_dead_letter_whose_body_ran_out_is_counted_as_lost(queue: Queue):
+    """Its id would stay for ever. One that a script from outside is writing just now is left to it."""
+    await queue.dead("kept")
+    await queue.dead("ran out")
+    await queue.redis.delete(queue.keys.message("ran out"))
+    await queue.redis.zadd(queue.keys.dlq, {"kept": 1, "ran out": 2, "half done": await queue.now()})
+    await queue.transitions.prune("", idle=1000)
+    assert await queue.redis.zrange(queue.keys.dlq, 0, -1) == ["kept", "half done"]
+    assert await queue.redis.zrange(queue.keys.lost, 0, -1) == ["ran out"]
+    assert await queue.redis.hget(queue.keys.stats, "expired_messages") == "1"

@@ -36,7 +36,7 @@ end
 
 -- Takes an entry off the stream. Never deletes a hash.
 local function drop_entry(letter, entry)
-  try('XACK', STREAMS[letter], GROUP, entry)  -- no group: nothing to acknowledge
+  call('XACK', STREAMS[letter], GROUP, entry)
   call('XDEL', STREAMS[letter], entry)
 end
 

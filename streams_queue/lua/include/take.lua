@@ -1,6 +1,6 @@
 -- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body}, or nothing where it may not run; what
 -- had to be done about that is done. `room` is false once the batch is full: the entry then goes back, uncharged.
-local function take(letter, entry, id, consumer, lease_ms, now, room)
+local function take(letter, entry, id, consumer, lock_ms, now, room)
   if not id or not call('ZSCORE', MAIN, id) then  -- somebody took it out of the line
     drop_entry(letter, entry)
     if id then bound_orphan(id) end
@@ -25,7 +25,7 @@ local function take(letter, entry, id, consumer, lease_ms, now, room)
     call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
     return
   end
-  call('SET', lock_key(id), consumer, 'PX', lease_ms)
+  call('SET', lock_key(id), consumer, 'PX', lock_ms)
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
   call('HSET', message_key(id), 'status', 'processing', '_sq_entry', letter .. entry, '_sq_owner', consumer,
        '_sq_deliveries', delivery)
