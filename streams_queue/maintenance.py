@@ -13,7 +13,8 @@ INTERVAL = 1.0
 """Seconds between two rounds."""
 
 TURN = 3.0
-"""Seconds for which one worker keeps the upkeep to itself; when it dies another takes over after that."""
+"""Seconds (or one lease, if that is shorter) for which one worker keeps the upkeep to itself; when it dies another
+takes over after that."""
 
 FULL_PASS = 60.0
 """Seconds between two full passes over main, when nothing hints at a difference before."""
@@ -44,18 +45,20 @@ class Maintenance:
 
     async def run(self) -> None:
         """Look after the queue until cancelled."""
-        failing = False
+        failing, turn, key = False, min(TURN, self.lease), self._transitions.keys.maintainer
         while True:
+            asked = self._now()
             try:
-                if await self._transitions.lock(self._transitions.keys.maintainer, self._consumer, TURN, shared=True):
+                mine = await self._transitions.lock(key, self._consumer, turn, shared=True)
+                self._holders_first(asked)
+                if mine:
                     await self.round()
                 failing = False
             except StreamsQueueError as error:
                 if not failing:
                     logger.warning("the queue cannot be looked after at present: %s", error)
                 failing = True
-                # While the server was away leases ran out that their holders can still renew: they come first.
-                self._sweep_at = asyncio.get_running_loop().time() + self.lease
+                self._sweep_at = self._now() + self.lease
             await asyncio.sleep(INTERVAL)
 
     async def resign(self) -> None:
@@ -64,9 +67,10 @@ class Maintenance:
 
     async def round(self, *, full: bool = False) -> int:
         """Do what is due (everything, when `full`); the number of messages that came into line by it."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         moved = await self.promote()
         moved += await self.reconcile(full=full)
+        self._holders_first(now)
         if full or now >= self._sweep_at:
             self._sweep_at = now + max(INTERVAL, self.lease / 6)
             moved += await self.sweep()
@@ -74,6 +78,15 @@ class Maintenance:
             self._prune_at = now + FULL_PASS
             await self._transitions.prune("", idle=max(FULL_PASS, 10 * self.lease))
         return moved
+
+    def _holders_first(self, asked: float) -> None:
+        """After a server that was away or frozen: leases ran out meanwhile that their holders can still renew."""
+        if self._now() - asked > self.lease / 3:
+            self._sweep_at = self._now() + self.lease
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def promote(self) -> int:
         """Everything that is due, in line."""
@@ -99,7 +112,7 @@ class Maintenance:
 
     async def reconcile(self, *, full: bool = False) -> int:
         """What outsiders put into main, given an entry; a full pass where the counts ask for it, and once a minute."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         newest = await self._step("")
         changed = newest.difference != self._difference
         if not (full or changed or now >= self._pass_at):
