@@ -15,7 +15,17 @@ import anyio.abc
 
 from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
 from streams_queue.errors import ConfigurationError, StreamsQueueError
-from streams_queue.execution import NOT_WRITTEN, Execution, Handler, Policy, Rejected, Settlement, decoded, handle
+from streams_queue.execution import (
+    NOT_WRITTEN,
+    Execution,
+    Handler,
+    Policy,
+    Rejected,
+    Settlement,
+    decoded,
+    handle,
+    is_suspect,
+)
 from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
@@ -38,7 +48,8 @@ class Worker(Generic[Payload]):
             to do with it. All workers of a queue use the same.
         max_retries: how often a failed message is tried again before it is a dead letter.
         retry_delay: seconds before the first retry; twice as long before each further one.
-        max_deliveries: after the death of so many workers that held it, a message is a dead letter.
+        max_deliveries: after the death of so many workers that held it, a message is a dead letter. Before the last
+            time it runs alone in its worker, so that those beside it do not share its fate.
         timeout: seconds that a handler may take.
         grace: seconds that `stop` lets handlers finish.
         poll_interval: seconds that an idle worker waits in one read; a new message ends the wait.
@@ -88,6 +99,7 @@ class Worker(Generic[Payload]):
         self._handler: Handler[Payload] | None = None
         self._transitions = queue.transitions
         self._executions: dict[Lease, Execution[Payload] | None] = {}
+        self._alone = False
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -170,23 +182,29 @@ class Worker(Generic[Payload]):
     async def _claim(
         self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, scope: anyio.CancelScope, burst: bool
     ) -> None:
+        upkept = False  # by this burst, with nothing coming into line
         while True:
             free = await self._free_slots()
             claimed = await run.claimer.claim(free, self._executions)
-            self._start(run, handlers, claimed)
+            await self._start(run, handlers, claimed)
             if claimed.looked_at:
-                continue
-            if burst:
-                if not self._executions and not await run.claimer.patiently(lambda: run.maintenance.round(full=True)):
-                    scope.cancel()
-                    return
+                upkept = False
+            elif burst and self._executions:
                 await self._wait_for_change(self._poll_interval)
+            elif burst and upkept:
+                return scope.cancel()
+            elif burst:
+                upkept = not await run.claimer.patiently(lambda: run.maintenance.round(full=True))
             elif claimed.paused:
                 await self._wait_for_change(self._poll_interval)
             else:
-                self._start(run, handlers, await run.claimer.wait(free, self._executions))
+                await self._start(run, handlers, await run.claimer.wait(free, self._executions))
 
     async def _free_slots(self) -> int:
+        if self._alone:
+            await self._all_done()
+            self._alone = False
+            return 1
         while len(self._executions) >= self._concurrency:
             await self._wait_for_change(None)
         return self._concurrency - len(self._executions)
@@ -196,11 +214,23 @@ class Worker(Generic[Payload]):
         with anyio.move_on_after(timeout):
             await self._changed.wait()
 
-    def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
-        for delivery in claimed.deliveries:
+    async def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
+        for delivery in await self._set_apart(run, claimed.deliveries):
             self._executions[delivery.lease] = None
             run.keeper.hold(delivery.lease)
             handlers.start_soon(self._work, run, delivery)
+
+    async def _set_apart(self, run: "_Run[Payload]", deliveries: list[Delivery]) -> list[Delivery]:
+        """A message whose next crash is its last runs alone: what dies beside one that kills its process is innocent.
+
+        Where others run already, or came with it, it goes back, and nothing is claimed until this worker is empty.
+        """
+        suspects = [delivery for delivery in deliveries if is_suspect(delivery, self.policy)]
+        self._alone = bool(suspects)
+        if not suspects or (len(deliveries) == 1 and not self._executions):
+            return deliveries
+        await run.claimer.release([delivery.lease for delivery in suspects])
+        return [delivery for delivery in deliveries if delivery not in suspects]
 
     # ---- working on one
 
