@@ -237,6 +237,7 @@ async def died(manager: Any, redis: Any, prefix: str, id: str) -> bool:
 
 async def test_two_processes_never_get_the_same_message(manager, redis, prefix, programs):
     drivers = [programs(DRIVER, prefix, "5", "finishes") for _ in range(2)]
+    await until(lambda: joined(redis, prefix, 2), 20)
     ids = [await manager.enqueue({"n": n}) for n in range(200)]
     await until(lambda: finished(manager), 20)
     for driver in drivers:
@@ -244,6 +245,13 @@ async def test_two_processes_never_get_the_same_message(manager, redis, prefix, 
     got = [driver.communicate()[0].split() for driver in drivers]
     assert sorted(got[0] + got[1]) == sorted(ids)
     assert all(got), "one of them got nothing"
+
+
+async def joined(redis: Any, prefix: str, number: int) -> bool:
+    if not await redis.exists(f"{prefix}:stream"):
+        return False
+    consumers = await redis.xinfo_consumers(f"{prefix}:stream", "workers")
+    return len([row for row in consumers if row["name"] not in ("returned", "parked")]) == number
 
 
 @pytest.mark.parametrize("size", [0, 1])
