@@ -17,7 +17,6 @@ from typing import Any
 import redis
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
-from redis.asyncio import connection as wire
 from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -25,12 +24,10 @@ from redis.asyncio.sentinel import (
     MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
 )
 from redis.backoff import NoBackoff
 
-from streams_queue import embedded
+from streams_queue import embedded, wire
 from streams_queue.errors import (
     ConfigurationError,
     InvalidMessage,
@@ -149,7 +146,7 @@ class Connection:
         pool = _SentinelPool(
             address.service,
             sentinel,
-            connection_class=SentinelManagedSSLConnection if address.tls else SentinelManagedConnection,
+            connection_class=wire.SentinelTls if address.tls else wire.Sentinel,
             max_connections=connections,
             timeout=self.settings.timeout,
             **common,
@@ -182,6 +179,9 @@ class _Cluster(RedisCluster):
             **common,
         )
         self._first = dict(self.nodes_manager.startup_nodes)
+        self.connection_kwargs["connection_class"] = kind = wire.Tls if address.tls else wire.Tcp
+        for node in self._first.values():
+            node.connection_class = kind
 
     def pubsub(self, **options: Any) -> PubSub:  # type: ignore[override]
         """At any node, since each passes on what is published: redis-py has none here before 8."""
@@ -237,12 +237,12 @@ def _tls(address: Address) -> dict[str, Any]:
 
 def _pool(address: Address, common: dict[str, Any], connections: int, wait: float) -> BlockingConnectionPool:
     where: dict[str, Any]
-    kind: type[wire.AbstractConnection]
+    kind: type[wire.Tcp | wire.Tls | wire.Unix]
     if address.kind == "unix":
-        kind, where = wire.UnixDomainSocketConnection, {"path": address.path}
+        kind, where = wire.Unix, {"path": address.path}
     else:
         host, port = address.hosts[0]
-        kind, where = wire.SSLConnection if address.tls else wire.Connection, {"host": host, "port": port}
+        kind, where = wire.Tls if address.tls else wire.Tcp, {"host": host, "port": port}
     return BlockingConnectionPool(connection_class=kind, max_connections=connections, timeout=wait, **where, **common)
 
 

@@ -117,7 +117,8 @@ class Engine:
         try:
             await self.transitions.tell(channels, event.encode())
             with suppress(TimeoutError):
-                await asyncio.wait_for(told.wait(), TOLD_WITHIN)
+                async with asyncio.timeout(TOLD_WITHIN):
+                    await told.wait()
         finally:
             listener.forget(event.id, hear)
 
