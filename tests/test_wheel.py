@@ -131,4 +131,4 @@ def test_beside_an_application_with_a_package_of_that_name(python, server, prefi
 
 
 def test_the_command(python, tmp_path):
-    assert any("dlq" in line for line in run(python, python.parent / "streams-queue", "--help", folder=tmp_path))
+    assert any("worker" in line for line in run(python, python.parent / "streams-queue", "--help", folder=tmp_path))
