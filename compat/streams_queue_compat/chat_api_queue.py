@@ -290,13 +290,17 @@ def _concurrency() -> int:
 
 async def _request(id: str) -> QueuedRequest | None:
     data = await _chat.queue.get_message(id)
-    return QueuedRequest.from_dict(data) if data is not None else None
+    return _request_in(id, data) if data is not None else None
+
+
+def _request_in(id: str, data: dict[str, Any]) -> QueuedRequest:
+    return QueuedRequest.from_dict({**data, "request_id": id})  # a hash need not name its id
 
 
 async def _process(id: str) -> None:
     execution = current.get()
     assert execution is not None, f"request {id} is worked on outside a delivery"
-    await process_chat_request(QueuedRequest.from_dict(decode_values(execution.fields)))
+    await process_chat_request(_request_in(id, decode_values(execution.fields)))
 
 
 async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -> Any:
@@ -341,7 +345,11 @@ async def _process_by_hand(request: QueuedRequest) -> Any:
 
 
 async def _report_completed(request: QueuedRequest, response: Any) -> None:
-    await _chat.queue._report(request.request_id, Status.COMPLETED, encoded_result(request.request_id, response))
+    try:
+        encoded = b"" if response is None else msgspec.json.encode(response)  # whole, however much of it is kept
+    except (TypeError, ValueError, RecursionError):
+        encoded = encoded_result(request.request_id, response)  # it says why there is none
+    await _chat.queue._report(request.request_id, Status.COMPLETED, encoded)
 
 
 async def _respond(request: QueuedRequest) -> Any:

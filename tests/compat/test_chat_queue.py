@@ -13,7 +13,7 @@ import pytest
 
 from bot_logic.services.chat_api_queue import QueuedRequest
 from helpers import until
-from streams_queue import ConfigurationError
+from streams_queue import ConfigurationError, Queue
 
 TOKEN = "12345:the-secret-of-the-bot"
 ARGUMENTS = ("u1", "hi there", "telegram", "s1", TOKEN, "c1", "private", "m1")
@@ -171,6 +171,29 @@ async def test_a_user_has_a_first_request(chat, redis):
     assert await chat.get_user_request("nobody") is None
 
 
+async def test_a_users_request_that_came_in_by_another_way(chat, managers, at_server):
+    """Programs enqueue chat requests with a manager of their own, too, and lately with the native API."""
+    data = {**dict(zip(FIELDS, ARGUMENTS, strict=True)), "user_id": "u7"}
+    await chat.get_queue_length()  # the chat queue is in use somewhere
+    id = await managers("chat_api").enqueue(data)
+    assert (await chat.get_user_request("u7")).request_id == id
+    async with Queue[Any]("chat_api", url=at_server.url, ttl=3600) as native:
+        receipt = await native.enqueue({**data, "user_id": "u8"})
+    assert (await chat.get_user_request("u8")).request_id == receipt.id
+    requests: list[QueuedRequest] = []
+
+    async def answer(request: QueuedRequest) -> str:
+        requests.append(request)
+        return "yes"
+
+    chat.configure(answer)
+    await chat.start_queue_processor()
+    await until(lambda: len(requests) == 2)
+    assert [request.request_id for request in requests] == [id, receipt.id]
+    assert tuple(getattr(requests[1], name) for name in FIELDS) == ("u8", *ARGUMENTS[1:])
+    await chat.stop_queue_processor()
+
+
 async def test_get_user_request_does_not_grow_with_the_queue(chat, redis):
     costs: list[int] = []
 
@@ -265,6 +288,24 @@ async def test_a_configured_handler(chat, redis):
     assert [request.status for request in requests] == ["processing"] * 2
     assert [request.retry_count for request in requests] == [0, 1]
     await until(lambda: counted(redis, 1))
+    await chat.stop_queue_processor()
+
+
+async def test_a_long_response_reaches_the_callback(chat):
+    responses: list[Any] = []
+
+    async def answer(request: QueuedRequest) -> str:
+        return "long " * 50_000
+
+    async def callback(request: QueuedRequest, status: str, response: Any, error: str | None) -> None:
+        if status == "completed":
+            responses.append(response)
+
+    chat.configure(answer)
+    await chat.start_queue_processor()
+    await chat.enqueue_chat_request(*ARGUMENTS, callback)
+    await until(lambda: responses)
+    assert responses == ["long " * 50_000]
     await chat.stop_queue_processor()
 
 
