@@ -48,11 +48,11 @@ async def test_a_handler_may_run_many_leases(queue):
 
 async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix):
     """The handler blocks the loop for two leases; a rival in another thread finds nothing to take."""
-    ran = []
+    ran, lease = [], 0.6
 
     async def block(message):
         ran.append("first")
-        time.sleep(2.5 * LEASE)  # noqa: ASYNC251  (the fault under test)
+        time.sleep(2.5 * lease)  # noqa: ASYNC251  (the fault under test)
         return "done"
 
     async def rival() -> None:
@@ -61,12 +61,11 @@ async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix):
             async def handle(message):
                 ran.append("rival")
 
-            worker = worker_of(same, handle)
-            async with running(worker):
-                await asyncio.sleep(3 * LEASE)
+            async with running(worker_of(same, handle, lease=lease)):
+                await asyncio.sleep(3 * lease)
 
     id = (await queue.enqueue({})).id
-    async with running(worker_of(queue, block)):
+    async with running(worker_of(queue, block, lease=lease)):
         await until(lambda: ran or None)
         other = asyncio.create_task(asyncio.to_thread(asyncio.run, rival()))
         assert await queue.result(id, timeout=10) == "done"
