@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from streams_queue import failpoints
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.model import Lease
@@ -102,6 +103,8 @@ class Claimer:
         return [entry for entry in await self._transitions.pending(self._consumer) if entry not in known]
 
     async def _adopt(self, entries: Sequence[str], free: int) -> Claimed:
+        failpoints.hit("after_read")
+
         async def adopt() -> Claimed:
             with anyio.CancelScope(shield=True):
                 claimed = await self._transitions.adopt(self._consumer, entries, free)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 import msgspec
 
-from streams_queue import redaction
+from streams_queue import failpoints, redaction
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, Fields, decode_values, number
@@ -195,7 +195,9 @@ class Execution(Generic[Payload]):
         if self.settled is not None or self.lost:
             return False
         self.settled = "settling"  # from here on a lost lease is no news: the transition proves who is right
+        failpoints.hit("before_finish")
         self.settled = await self._settlement.settle(self.lease, outcome)
+        failpoints.hit("after_finish")
         return self.settled not in NOT_WRITTEN
 
     async def complete(self, result: Any = None) -> bool:
@@ -256,6 +258,7 @@ async def handle(
     A cancellation of our own, which `interrupted` tells, goes through; one that the handler asked for itself is its
     failure, and ends with it.
     """
+    failpoints.hit("before_handler")
     outcome = await _outcome(execution, handler, timeout, interrupted)
     task = asyncio.current_task()
     if task is not None and task.cancelling() and not interrupted():

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from streams_queue import failpoints
 from streams_queue.errors import StreamsQueueError
 from streams_queue.execution import Policy
 from streams_queue.transitions import Reconciled, Transitions
@@ -94,6 +95,8 @@ class Maintenance:
         while more:
             more, promoted = await self._transitions.promote()
             moved += promoted
+            if promoted:
+                failpoints.hit("mid_promote")
         return moved
 
     async def sweep(self) -> int:
@@ -108,6 +111,7 @@ class Maintenance:
             moved += swept.recovered
             if swept.recovered or swept.dead:
                 logger.warning("%d messages of dead workers handed back, %d given up", swept.recovered, swept.dead)
+                failpoints.hit("mid_sweep")
         return moved
 
     async def reconcile(self, *, full: bool = False) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Generic
 import anyio
 import anyio.abc
 
+from streams_queue import failpoints
 from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.execution import (
@@ -217,6 +218,7 @@ class Worker(Generic[Payload]):
     async def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
         for delivery in await self._set_apart(run, claimed.deliveries):
             self._executions[delivery.lease] = None
+            failpoints.hit("after_read")
             run.keeper.hold(delivery.lease)
             handlers.start_soon(self._work, run, delivery)
 
