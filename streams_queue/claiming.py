@@ -23,7 +23,7 @@ HAND_BACK_WITHIN = 2.0
 _PAUSES = (0.1, 2.0)
 """Seconds before the first new attempt while the server is away, and before the last ones."""
 
-_NOTHING = Claimed(paused=False, looked_at=0, deliveries=[])
+_NOTHING = Claimed(paused=False, suspects_wait=False, looked_at=0, deliveries=[])
 
 
 class Claimer:
@@ -52,7 +52,7 @@ class Claimer:
         """Messages for up to `free` slots, none if nothing waits. `held`: what the consumer works on now."""
         with anyio.CancelScope(shield=True):
             try:
-                claimed = await self._transitions.claim(self._consumer, free)
+                claimed = await self._transitions.claim(self._consumer, free, alone=not held)
             except StreamsQueueError as error:
                 failed: StreamsQueueError | None = error
             else:

@@ -14,7 +14,7 @@ import msgspec
 from streams_queue import failpoints, redaction
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
-from streams_queue.codec import Codec, Fields, decode_values, number
+from streams_queue.codec import Codec, Fields, decode_values
 from streams_queue.errors import InvalidMessage, StreamsQueueError
 from streams_queue.listener import Event
 from streams_queue.model import Lease, Message, Payload, Status
@@ -233,10 +233,9 @@ current: contextvars.ContextVar[Execution[Any] | None] = contextvars.ContextVar(
 """The execution whose handler runs in this context."""
 
 
-def is_suspect(delivery: Delivery, policy: Policy) -> bool:
-    """Whether workers died with this message, and one more death makes it a dead letter."""
-    crashes = number(delivery.fields.get("_sq_crashes"))
-    return crashes > 0 and crashes >= policy.max_deliveries - 1
+def is_suspect(delivery: Delivery) -> bool:
+    """Whether so many workers died with this message that it must run alone: its next crash is its last."""
+    return "_sq_suspect" in delivery.fields
 
 
 def decoded(

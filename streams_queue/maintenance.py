@@ -38,6 +38,8 @@ class Maintenance:
         self._consumer = consumer
         self.lease = lease
         self._policy = policy
+        self.in_turn = False
+        """Whether this worker is the one that looks after the queue now."""
         self._sweep_at = 0.0
         self._prune_at = 0.0
         self._pass_at = 0.0
@@ -50,9 +52,9 @@ class Maintenance:
         while True:
             asked = self._now()
             try:
-                mine = await self._transitions.lock(key, self._consumer, turn, shared=True)
+                self.in_turn = await self._transitions.lock(key, self._consumer, turn, shared=True)
                 self._holders_first(asked)
-                if mine:
+                if self.in_turn:
                     await self.round()
                 failing = False
             except StreamsQueueError as error:

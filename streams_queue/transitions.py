@@ -57,7 +57,7 @@ ENQUEUE = Script(
     "enqueue", ("dedup_expiry", "index_users"),
     ("id", "priority", "delay", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
 )  # fmt: skip
-CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes"), idempotent=False)
+CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes", "alone"), idempotent=False)
 ADOPT = Script("adopt", ("consumer", "max_messages"), ("entry",), idempotent=False)
 RENEW = Script("renew", ("consumer", "lock_ms"), ("id", "entry", "delivery"), ("message", "lock"))
 COMPLETE = Script(
@@ -124,9 +124,13 @@ class Delivery(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What `claim` and `adopt` answer. `looked_at` counts entries, those included that were not for running."""
+    """What `claim` and `adopt` answer. `looked_at` counts entries, those included that were not for running.
+
+    `suspects_wait`: there are messages that may have killed a worker, for a consumer that holds nothing else.
+    """
 
     paused: bool
+    suspects_wait: bool
     looked_at: int
     deliveries: list[Delivery]
 
@@ -236,12 +240,19 @@ class Transitions:
                 f"{in_force / 1000:g} s: use the same, or stop them first"
             )
 
-    async def claim(self, consumer: str, max_messages: int, *, lock: float | None = None) -> Claimed:
+    async def claim(
+        self, consumer: str, max_messages: int, *, alone: bool = True, lock: float | None = None
+    ) -> Claimed:
         """Take messages to work on, at most 500 of them and 8 MiB of bodies.
 
-        A lock (seconds) that outlasts the queue's lease is respected by sweepers: for a holder that does not renew.
+        Args:
+            consumer: who takes them.
+            max_messages: how many at most.
+            alone: the consumer holds nothing now; then it may be given one suspect, which must run alone.
+            lock: seconds; one that outlasts the queue's lease is respected by sweepers: for a holder that does not
+                renew.
         """
-        head = (consumer, _milliseconds(lock), min(max_messages, BATCH), _CLAIM_BYTES)
+        head = (consumer, _milliseconds(lock), min(max_messages, BATCH), _CLAIM_BYTES, int(alone))
         return _claimed(await self._run(CLAIM, head))
 
     async def adopt(self, consumer: str, entries: Sequence[str], max_messages: int) -> Claimed:
@@ -509,11 +520,11 @@ def _id(raw: bytes) -> str:
 
 
 def _claimed(reply: Any) -> Claimed:
-    paused, looked_at, rows = reply
+    paused, suspects_wait, looked_at, rows = reply
     deliveries = [
         Delivery(Lease(_id(id), entry.decode(), number.decode()), fields_of(flat)) for id, entry, number, flat in rows
     ]
-    return Claimed(bool(paused), looked_at, deliveries)
+    return Claimed(bool(paused), bool(suspects_wait), looked_at, deliveries)
 
 
 def _status(raw: bytes) -> Status:

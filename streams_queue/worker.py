@@ -187,7 +187,7 @@ class Worker(Generic[Payload]):
         while True:
             free = await self._free_slots()
             claimed = await run.claimer.claim(free, self._executions)
-            await self._start(run, handlers, claimed)
+            self._start(run, handlers, claimed)
             if claimed.looked_at:
                 upkept = False
             elif burst and self._executions:
@@ -199,13 +199,12 @@ class Worker(Generic[Payload]):
             elif claimed.paused:
                 await self._wait_for_change(self._poll_interval)
             else:
-                await self._start(run, handlers, await run.claimer.wait(free, self._executions))
+                self._start(run, handlers, await run.claimer.wait(free, self._executions))
 
     async def _free_slots(self) -> int:
         if self._alone:
             await self._all_done()
             self._alone = False
-            return 1
         while len(self._executions) >= self._concurrency:
             await self._wait_for_change(None)
         return self._concurrency - len(self._executions)
@@ -215,24 +214,15 @@ class Worker(Generic[Payload]):
         with anyio.move_on_after(timeout):
             await self._changed.wait()
 
-    async def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
-        for delivery in await self._set_apart(run, claimed.deliveries):
+    def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
+        for delivery in claimed.deliveries:
             self._executions[delivery.lease] = None
             failpoints.hit("after_read")
             run.keeper.hold(delivery.lease)
             handlers.start_soon(self._work, run, delivery)
-
-    async def _set_apart(self, run: "_Run[Payload]", deliveries: list[Delivery]) -> list[Delivery]:
-        """A message whose next crash is its last runs alone: what dies beside one that kills its process is innocent.
-
-        Where others run already, or came with it, it goes back, and nothing is claimed until this worker is empty.
-        """
-        suspects = [delivery for delivery in deliveries if is_suspect(delivery, self.policy)]
-        self._alone = bool(suspects)
-        if not suspects or (len(deliveries) == 1 and not self._executions):
-            return deliveries
-        await run.claimer.release([delivery.lease for delivery in suspects])
-        return [delivery for delivery in deliveries if delivery not in suspects]
+        # A suspect runs with nothing beside it. For one that waits while all workers are busy, the one whose turn it is
+        # to look after the queue runs empty.
+        self._alone = any(map(is_suspect, claimed.deliveries)) or (claimed.suspects_wait and run.maintenance.in_turn)
 
     # ---- working on one
 

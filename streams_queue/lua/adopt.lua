@@ -1,7 +1,7 @@
 -- adopt: delivered by a read outside any script -> processing
 -- KEYS     house
 -- ARGV     consumer max_messages, then per entry: entry
--- RETURNS  {paused (0 or 1), entries looked at, rows} as claim does; what may not run goes back uncharged
+-- RETURNS  {paused (0 or 1), 0, entries looked at, rows} as claim does; what may not run goes back uncharged
 --- include house
 --- include place
 --- include take
@@ -31,4 +31,4 @@ for _, pair in ipairs(delivered) do
   local row = take(letter, entry, found and found[2][2], consumer, lease_ms, now, not paused and #rows < max_messages)
   if row then rows[#rows + 1] = row end
 end
-return finish({paused and 1 or 0, #ARGV - 2, rows})
+return finish({paused and 1 or 0, 0, #ARGV - 2, rows})

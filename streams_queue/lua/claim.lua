@@ -1,30 +1,34 @@
--- claim: queued -> processing, highest priority first, what was handed back before what is new; an empty lock_ms is the
---        lease
+-- claim: queued -> processing, highest priority first, what was handed back before what is new; for a consumer that holds
+--        nothing (alone is 1) one suspect before all, and nothing beside it. An empty lock_ms is the lease.
 -- KEYS     house
--- ARGV     consumer lock_ms max_messages max_bytes
--- RETURNS  {paused (0 or 1), entries looked at, rows}; a row is {id, entry, delivery, hash as a flat list}
+-- ARGV     consumer lock_ms max_messages max_bytes alone
+-- RETURNS  {paused (0 or 1), suspects wait (0 or 1), entries looked at, rows}; a row is {id, entry, delivery, hash as a
+--          flat list}
 --- include house
 --- include place
 --- include take
 local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[3], 1), number(ARGV[4], 0)
+local alone = ARGV[5] == '1'
 
 local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
 local lock_ms = math.max(lease_ms, number(ARGV[2], 0))  -- a shorter one would look like one deleted by hand
-if call('HGET', META, 'paused') == '1' then return {1, 0, {}} end
+if call('HGET', META, 'paused') == '1' then return {1, 0, 0, {}} end
 
 -- Asked of all streams before the first write: where a group is gone, this is the error that says so.
-local returned = {}
+local returned, suspects, suspects_wait = {}, {}, 0
 for _, letter in ipairs(PRIORITIES) do
   returned[letter] = call('XPENDING', STREAMS[letter], GROUP, '-', '+', max_messages, RETURNED)
+  suspects[letter] = call('XPENDING', STREAMS[letter], GROUP, '-', '+', 1, SUSPECTS)
+  if #suspects[letter] > 0 then suspects_wait = 1 end
 end
 
 -- XPENDING found what was handed back, XCLAIM takes it over and gives the id. Redis 6.2 leaves a deleted entry pending.
-local function handed_back(letter, wanted)
+local function take_over(letter, pending, wanted)
   local entries = {}
-  for i = 1, math.min(wanted, #returned[letter]) do entries[i] = returned[letter][i][1] end
+  for i = 1, math.min(wanted, #pending) do entries[i] = pending[i][1] end
   if #entries == 0 then return {} end
   local claimed, seen = {}, {}
   for _, entry in ipairs(call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, unpack(entries))) do
@@ -39,12 +43,25 @@ local function handed_back(letter, wanted)
   return claimed
 end
 
+local function handed_back(letter, wanted) return take_over(letter, returned[letter], wanted) end
+
 local function new_entries(letter, wanted)
   local reply = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', wanted, 'STREAMS', STREAMS[letter], '>')
   return reply and reply[1] and reply[1][2] or {}
 end
 
 local now, rows, bytes, looked_at = server_time(), {}, 0, 0
+
+local function take_suspect()
+  for _, letter in ipairs(PRIORITIES) do
+    for _, found in ipairs(take_over(letter, suspects[letter], 1)) do
+      looked_at = looked_at + 1
+      local row = take(letter, found[1], found[2] and found[2][2], consumer, lock_ms, now, true, true)
+      if row then return row end
+    end
+  end
+end
+
 local function take_from(source)
   for _, letter in ipairs(PRIORITIES) do
     local wanted = max_messages - #rows
@@ -61,6 +78,8 @@ local function take_from(source)
   end
 end
 
+local suspect = alone and take_suspect()
+if suspect then return finish({0, suspects_wait, looked_at, {suspect}}) end
 take_from(handed_back)
 take_from(new_entries)
-return finish({0, looked_at, rows})
+return finish({0, suspects_wait, looked_at, rows})

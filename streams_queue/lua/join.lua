@@ -14,8 +14,7 @@ local function somebody_lives(lease)
       for _, info in ipairs(consumers) do
         local seen = {}
         for i = 1, #info, 2 do seen[info[i]] = info[i + 1] end
-        local service = seen.name == RETURNED or seen.name == PARKED
-        if not service and seen.name ~= consumer and seen.idle < lease then return true end
+        if not NO_WORKERS[seen.name] and seen.name ~= consumer and seen.idle < lease then return true end
       end
     end
   end

@@ -1,4 +1,5 @@
--- sweep: processing by somebody who died -> handed to `returned` with a crash on its count, or -> dead letter
+-- sweep: processing by somebody who died -> handed to `returned` with a crash on its count; to `suspects` where the next
+--        crash will be its last; or -> dead letter
 -- KEYS     house
 -- ARGV     max_deliveries dead_letter_ttl limit
 -- RETURNS  {dead owners' entries left to look at (0 or 1), entries without a lock left to look at (0 or 1), messages
@@ -44,9 +45,13 @@ local function recover(letter, entry)
   elseif body._sq_owner then
     local crashes = number(body._sq_crashes, 0) + 1
     if crashes >= max_deliveries then return give_up(id, body, crashes) end
+    if crashes >= max_deliveries - 1 then body._sq_suspect = '1' end
     hand_back(id, body, letter, entry)
     call('HSET', message_key(id), '_sq_crashes', crashes)
+    if body._sq_suspect then call('HSET', message_key(id), '_sq_suspect', '1') end
     recovered = recovered + 1
+  elseif body._sq_suspect then
+    call('XCLAIM', STREAMS[letter], GROUP, SUSPECTS, 0, entry, 'JUSTID')
   end
 end
 
@@ -97,7 +102,7 @@ local function sweep_unlocked(letter)
   end
   for _, pending in ipairs(page) do
     local entry, consumer, idle = pending[1], pending[2], pending[3]
-    if consumer ~= RETURNED and idle < lease_ms then look_for_lock(letter, entry, consumer) end
+    if idle < lease_ms and (consumer == PARKED or not NO_WORKERS[consumer]) then look_for_lock(letter, entry, consumer) end
   end
   local last = page[#page]
   if last or cursor ~= '-' then call('HSET', META, field, #page == limit and '(' .. last[1] or '-') end

@@ -29,7 +29,7 @@ META = {"lease_ms": LEASE_MS, "schema": "1"}
 NEVER = "-"
 """Holder of an entry that was not delivered so far."""
 
-RETURNED, PARKED = "returned", "parked"
+RETURNED, PARKED, SUSPECTS = "returned", "parked", "suspects"
 
 DEAD_LETTER_TTL = 1000
 DEDUP_EXPIRY = 500

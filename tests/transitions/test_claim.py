@@ -77,7 +77,7 @@ async def test_nothing_while_paused(queue: Queue):
     await queue.enqueue("a")
     await queue.transitions.pause(True)
     before = await queue.table()
-    assert await queue.claimed() == (True, 0, [])
+    assert await queue.claimed() == (True, False, 0, [])
     assert await queue.table() == before
     await queue.transitions.pause(False)
     assert len(await queue.claim()) == 1
@@ -89,7 +89,7 @@ async def test_nothing_while_paused(queue: Queue):
 async def test_an_id_that_left_main_is_dropped_its_hash_bounded_never_deleted(queue: Queue):
     await queue.enqueue("a", priority="high")
     await queue.redis.zrem(queue.keys.main, "a")
-    assert await queue.claimed() == (False, 1, [])
+    assert await queue.claimed() == (False, False, 1, [])
     assert await queue.table() == {
         "msg:a": body("a", "queued", "h*"),
         "stats": {"total_messages": 1},
@@ -134,7 +134,7 @@ async def test_a_body_that_ran_out_is_counted_shown_and_never_handed_out(queue: 
         case "a list":
             await queue.redis.delete(key)
             await queue.redis.rpush(key, "item")
-    assert await queue.claimed() == (False, 1, [])
+    assert await queue.claimed() == (False, False, 1, [])
     table = await queue.table()
     left = table.pop("msg:a", None)
     bound = table["ttl"].pop("msg:a", None)
@@ -324,7 +324,7 @@ async def test_what_was_read_before_a_pause_goes_back_uncharged(queue: Queue):
     await queue.enqueue("a")
     entries = await queue.read_only("w1")
     await queue.transitions.pause(True)
-    assert await queue.transitions.adopt("w1", entries, 5) == (True, 1, [])
+    assert await queue.transitions.adopt("w1", entries, 5) == (True, False, 1, [])
     assert (await queue.table())["stream"] == {"a": RETURNED}
 
 

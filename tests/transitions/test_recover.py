@@ -13,6 +13,7 @@ from transitions.tables import (
     NEVER,
     PARKED,
     RETURNED,
+    SUSPECTS,
     Queue,
     body,
     outside,
@@ -59,12 +60,65 @@ async def test_past_the_delivery_limit_it_becomes_a_dead_letter(queue: Queue):
         "msg:a": body(
             "a", "error", "h", error="the worker died or lost its lease 2 times while it held this message",
             moved_to_dlq_at="now", dedup_key="dedup:k", _sq_ttl="60", _sq_deliveries="2", _sq_crashes="2",
-            _sq_reason="crash",
+            _sq_suspect="1", _sq_reason="crash",
         ),
         "stats": {"total_messages": 1, "recovered_messages": 1, "dlq_messages": 1},
         "meta": META,
         "ttl": {"msg:a": DEAD_LETTER_TTL},
     }  # fmt: skip
+
+
+async def suspects(queue: Queue, *ids: str) -> None:
+    """Of two deliveries that may crash these have crashed once."""
+    for id in ids:
+        await queue.abandoned(id)
+    await queue.sweep(max_deliveries=2)
+
+
+async def test_whose_next_crash_is_its_last_waits_to_be_run_alone(queue: Queue):
+    await suspects(queue, "a", "b")
+    await queue.enqueue("innocent")
+    table = await queue.table()
+    assert table["stream"] == {"a": SUSPECTS, "b": SUSPECTS, "innocent": "-"}
+    assert table["queue:main"] == ["a", "b", "innocent"], "its place in line is what it was"
+    assert table["msg:a"]["_sq_suspect"] == "1"
+
+
+async def test_a_suspect_is_for_a_consumer_that_holds_nothing_and_nothing_comes_with_it(queue: Queue):
+    await suspects(queue, "a", "b")
+    await queue.enqueue("innocent", "other")
+    busy = await queue.transitions.claim("busy", 1, alone=False)
+    assert ([lease.id for lease, _ in busy.deliveries], busy.suspects_wait) == (["innocent"], True)
+    alone = await queue.transitions.claim("idle", 10)
+    assert [lease.id for lease, _ in alone.deliveries] == ["a"]
+    assert (await queue.table())["stream"] == {"a": "idle", "b": SUSPECTS, "innocent": "busy", "other": "-"}
+    assert [await queue.transitions.positions([id]) for id in ("a", "b", "other")] == [[(1, 0)], [(2, 0)], [(4, 1)]]
+
+
+async def test_a_suspect_stays_one_until_it_is_requeued(queue: Queue):
+    await suspects(queue, "a")
+    (lease,) = await queue.claim()
+    await queue.release(lease)
+    assert (await queue.table())["stream"] == {"a": SUSPECTS}, "handed back"
+    (lease,) = await queue.claim()
+    await queue.retry(lease)
+    await queue.make_due("a")
+    await queue.transitions.promote()
+    assert (await queue.transitions.claim("busy", 1, alone=False)).deliveries == []
+    assert (await queue.table())["stream"] == {"a": SUSPECTS}, "tried again"
+    (lease,) = await queue.claim()
+    await queue.dead_letter(lease)
+    await queue.requeue("a")
+    assert len((await queue.transitions.claim("busy", 1, alone=False)).deliveries) == 1
+
+
+async def test_a_suspect_that_waits_for_long_is_charged_nothing(queue: Queue):
+    await suspects(queue, "a")
+    (row,) = await queue.redis.xpending_range(queue.keys.streams["n"], GROUP, "-", "+", 1)
+    await queue.age_entry("n" + row["message_id"], SUSPECTS)
+    assert await queue.sweep(max_deliveries=2) == (0, 0)
+    table = await queue.table()
+    assert (table["stream"], table["msg:a"]["_sq_crashes"]) == ({"a": SUSPECTS}, "1")
 
 
 async def test_crashes_and_retries_are_counted_apart(queue: Queue):

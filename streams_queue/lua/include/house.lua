@@ -9,7 +9,11 @@ local HOUSE = 13
 local PREFIX = string.sub(MAIN, 1, -#':queue:main' - 1)
 local GROUP = 'workers'
 local PRIORITIES = {'h', 'n', 'l'}
-local RETURNED, PARKED = 'returned', 'parked'  -- consumers that hold what was handed back, and what a foreign lock holds up
+
+-- Consumers that are no workers: they hold what was handed back, what a foreign lock holds up, and what is suspected of
+-- killing the workers that ran it, until somebody runs it alone.
+local RETURNED, PARKED, SUSPECTS = 'returned', 'parked', 'suspects'
+local NO_WORKERS = {[RETURNED] = true, [PARKED] = true, [SUSPECTS] = true}
 
 local call, try = redis.call, redis.pcall
 local function failed(reply) return type(reply) == 'table' and reply.err ~= nil end

@@ -43,10 +43,11 @@ local function bury(id, body, now, dead_letter_ttl, reason, error)
   tell(body._sq_listener, id, 'error', error)
 end
 
--- Back in line where it stood: held by `returned` until a worker takes it, its delivery uncharged. Where the entry is
--- gone with its stream, `reconcile` gives the message a new one.
+-- Back in line where it stood: held by `returned` until a worker takes it, its delivery uncharged; by `suspects` where
+-- it must run alone. Where the entry is gone with its stream, `reconcile` gives the message a new one.
 local function hand_back(id, body, letter, entry)
-  local claimed = try('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
+  local keeper = body._sq_suspect and SUSPECTS or RETURNED
+  local claimed = try('XCLAIM', STREAMS[letter], GROUP, keeper, 0, entry, 'JUSTID')
   if failed(claimed) or #claimed == 0 then entry = '' end
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', letter .. entry)
   call('HDEL', message_key(id), '_sq_owner')

@@ -7,7 +7,7 @@ local LOST_CAP = 10000     -- how many ids P:lost remembers
 
 -- A body is a hash that has a timestamp; nil for anything less, a key of another type included.
 local BODY = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_ttl', '_sq_listener', '_sq_crashes',
-              'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types'}
+              'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types', '_sq_suspect'}
 local function read_body(id)
   local values = try('HMGET', message_key(id), unpack(BODY))
   if values.err and not string.find(values.err, 'WRONGTYPE', 1, true) then

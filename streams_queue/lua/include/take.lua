@@ -1,6 +1,7 @@
 -- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body}, or nothing where it may not run; what
--- had to be done about that is done. `room` is false once the batch is full: the entry then goes back, uncharged.
-local function take(letter, entry, id, consumer, lock_ms, now, room)
+-- had to be done about that is done. `room` is false once the batch is full: the entry then goes back, uncharged. A
+-- suspect is for one who runs it `alone`, so that the innocents beside it do not die of it for the last time.
+local function take(letter, entry, id, consumer, lock_ms, now, room, alone)
   if not id or not call('ZSCORE', MAIN, id) then  -- somebody took it out of the line
     drop_entry(letter, entry)
     if id then bound_orphan(id) end
@@ -16,8 +17,9 @@ local function take(letter, entry, id, consumer, lock_ms, now, room)
     drop_entry(letter, entry)
     return
   end
-  if not room then
-    call('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
+  local suspect = body._sq_suspect
+  if not room or (suspect and not alone) then
+    call('XCLAIM', STREAMS[letter], GROUP, suspect and SUSPECTS or RETURNED, 0, entry, 'JUSTID')
     return
   end
   local owner = try('GET', lock_key(id))
