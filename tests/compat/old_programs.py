@@ -62,6 +62,34 @@ class OldProducer:
         return str(id)
 
 
+class OldWorker:
+    """Works as the old code did, one message a call: it looks at the head of main and takes it out when it is done."""
+
+    def __init__(self, client: Any, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+
+    async def work(self, *, fails: bool = False) -> str | None:
+        """The id that it worked on."""
+        head = await self._client.zrange(f"{self._prefix}:queue:main", 0, 0)
+        if not head:
+            return None
+        id = str(head[0])
+        body = f"{self._prefix}:msg:{id}"
+        await self._client.hset(body, "status", "processing")
+        fields = await self._client.hgetall(body)
+        await self._client.zrem(f"{self._prefix}:queue:main", id)
+        if fails:
+            count = int(fields["retry_count"]) + 1
+            due = time.time() + 0.05 * 2 ** (count - 1)
+            await self._client.hset(body, mapping={"retry_count": count, "status": "retry", "next_retry": due})
+            await self._client.zadd(f"{self._prefix}:queue:retry", {id: due})
+            await self._client.hincrby(f"{self._prefix}:stats", "retry_count", 1)
+        else:
+            await self._client.delete(body, *([fields["dedup_key"]] if "dedup_key" in fields else []))
+        return id
+
+
 async def requeue_dead_letter(client: Any, prefix: str, id: str) -> None:
     """The operators' script."""
     await client.hset(f"{prefix}:msg:{id}", mapping={"retry_count": 0, "status": "queued"})

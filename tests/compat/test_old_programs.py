@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compat.old_programs import OldProducer
+from compat.old_programs import OldProducer, OldWorker
 from helpers import until
 
 PAYLOAD = {
@@ -164,6 +164,28 @@ async def test_old_and_new_producers_half_and_half(managers, redis, prefix, proc
 
 async def empty(redis: Any, prefix: str) -> bool:
     return not await redis.zcard(f"{prefix}:queue:main")
+
+
+async def test_an_old_worker_did_some_of_the_work(manager, old, redis, prefix):
+    """During a rollout it worked on messages of old and new producers; what it failed or left is ours."""
+    worker = OldWorker(redis, prefix)
+    ids = [await (manager.enqueue, old.enqueue)[n % 2]({"user_id": "u", "message": str(n)}) for n in range(20)]
+    done = [await worker.work() for _ in range(6)]
+    failed = [await worker.work(fails=True) for _ in range(6)]
+    assert done + failed == ids[:12]
+    retries: dict[str, int] = {}
+
+    async def process(id: str) -> None:
+        assert id not in retries
+        retries[id] = (await manager.get_message(id))["retry_count"]
+
+    await manager.start_processor(process)
+    await until(lambda: len(retries) == 14)
+    await until(lambda: empty(redis, prefix))
+    await manager.stop_processor()
+    assert retries == {id: int(id in failed) for id in ids[6:]}
+    assert await redis.xlen(f"{prefix}:stream") == 0
+    assert not await redis.keys(f"{prefix}:msg:*") and not await redis.keys(f"{prefix}:dedup:*")
 
 
 async def test_what_outsiders_took_out_is_never_handed_out(manager, old, redis, prefix):
