@@ -35,8 +35,8 @@ class Engine:
         self._index_users = index_users
         self._held: dict[str, Delivery] = {}
         self._maintenance: Maintenance | None = None
-        self._opening = asyncio.Lock()
-        self._indexed = False
+        self._opening: asyncio.Task[None] | None = None
+        self._is_open = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -45,12 +45,22 @@ class Engine:
         return self.queue.transitions
 
     async def open(self) -> None:
-        """Connect, once."""
-        async with self._opening:
-            await self.queue.open()
-            if self._index_users and not self._indexed:
-                await self.transitions.index_users()
-                self._indexed = True
+        """Connect, once. Whoever comes meanwhile shares the attempt: a server that is away costs each one timeout."""
+        if self._is_open:
+            return
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(self._opened)
+        await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        await self.queue.open()
+        if self._index_users:
+            await self.transitions.index_users()
+
+    def _opened(self, attempt: asyncio.Task[None]) -> None:
+        self._opening = None
+        self._is_open = not attempt.cancelled() and attempt.exception() is None
 
     async def close(self) -> None:
         """Disconnect; what is held by hand comes back to the line when its lease runs out."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import decimal
 import hashlib
 import logging
+import socket
 import time
 import uuid
 from typing import Any
@@ -443,6 +445,18 @@ async def test_redis_away(monkeypatch, caplog, prefix):
         assert record.name == "bot_logic.services.redis_queue_manager"
         assert "ConnectionError" in record.getMessage() and "127.0.0.1" in record.getMessage()
     await manager.close()
+
+
+async def test_a_server_that_does_not_answer_costs_each_caller_one_timeout(monkeypatch, prefix):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections get through, and that is all
+        monkeypatch.setenv("STREAMS_QUEUE_URL", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        monkeypatch.setenv("REDIS_TIMEOUT", "0.3")
+        manager = RedisQueueManager(prefix)
+        begun = time.monotonic()
+        assert await asyncio.gather(*(manager.get_position("x") for _ in range(20))) == [-1] * 20
+        assert await manager.enqueue({"a": "b"}) is None
+        assert time.monotonic() - begun < 2
+        await manager.close()
 
 
 async def test_a_url_that_is_none(monkeypatch, caplog, prefix):
