@@ -4,6 +4,7 @@
 -- RETURNS  {lease in force (ms), schema in force}; they differ from what was asked for where workers with another lease
 --          live, or a newer engine wrote the queue, and then nothing was written
 --- include house
+--- include permissions
 local consumer, lease_ms, schema = ARGV[1], number(ARGV[2]), number(ARGV[3])
 
 -- A worker that lives reads or renews well within its lease.
@@ -22,6 +23,8 @@ end
 
 local wrong = wrong_type()
 if wrong then return wrong end
+local missing = denied(consumer)
+if missing then return redis.error_reply('NOPERM the user may not run ' .. missing) end
 
 local found_schema = number(call('HGET', META, 'schema'), schema)
 local found_lease = number(call('HGET', META, 'lease_ms'), lease_ms)
