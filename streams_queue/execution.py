@@ -16,8 +16,7 @@ from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, Fields, decode_values
 from streams_queue.errors import InvalidMessage, StreamsQueueError
-from streams_queue.listener import Event
-from streams_queue.model import Lease, Message, Payload, Status
+from streams_queue.model import Lease, Message, Payload
 from streams_queue.queue import RESULT_LIMIT
 from streams_queue.transitions import Delivery, Failure, Transitions
 
@@ -131,13 +130,6 @@ class Settlement:
         for batcher in (self._completes, self._retries, self._dead_letters, self._releases):
             await batcher.drain()
 
-    async def tell(self, channels: Sequence[str], event: Event) -> None:
-        """Tell listeners of a status; where the server is away they read it later."""
-        try:
-            await self._transitions.tell(channels, event.encode())
-        except StreamsQueueError as error:
-            logger.warning("status %s of message %s could not be told: %s", event.status.value, event.id, error)
-
     async def _complete(self, items: Sequence[tuple[Lease, bytes]]) -> Sequence[str]:
         return await self._transitions.complete(self._consumer, items, result_ttl=self._policy.result_ttl)
 
@@ -211,12 +203,6 @@ class Execution(Generic[Payload]):
     async def give_up(self, error: str) -> bool:
         """Make the message a dead letter."""
         return await self.settle(Rejected("rejected", error))
-
-    async def report(self, status: Status, result: Any = None) -> None:
-        """Tell those who listen that the message came to a status, ahead of the transition."""
-        event = Event(self.message.id, status, encoded_result(self.message.id, result))
-        channels = self.fields.get("_sq_listener", b"").decode(errors="replace").split()
-        await self._settlement.tell(channels, event)
 
     async def release(self) -> None:
         """Hand the message back uncharged."""

@@ -110,9 +110,7 @@ class Engine:
         return still_held
 
     async def report(self, event: Event, fields: Fields) -> None:
-        """Tell those who listen to a message of its end, ahead of the transition; a callback in this process is waited
-        for.
-        """
+        """Tell who listens to a message of its end, ahead of the transition; wait for a callback in this process."""
         channels = fields.get("_sq_listener", b"").decode(errors="replace").split()
         listener, told = self.queue.listener, asyncio.Event()
 
