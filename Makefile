@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check demo clean
+.PHONY: help venv test check chaos demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: $(STAMP)  ## lint, formatting, types, import rules
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
+
+chaos: $(STAMP)  ## every fault at full size, into docs/reliability.md; ARGS="--only 1,20b" chooses
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 demo: $(RUNNABLE)  ## a queue at work, on a server of its own
 	$(BIN)/streams-queue demo

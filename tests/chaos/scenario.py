@@ -1,0 +1,85 @@
+"""Faults by number and name: each a function that is given a lab and says in its docstring what must hold."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import tempfile
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from chaos.lab import Lab, Nursery
+
+Injection = Callable[[Lab], Awaitable[None]]
+
+
+class Scenario(NamedTuple):
+    number: str
+    name: str
+    what: str
+    inject: Injection
+    seconds: float
+    """After so many, at full size, something hangs."""
+
+    def __str__(self) -> str:
+        return f"{self.number}-{self.name}"
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    scenario: Scenario
+    runs: int
+    accepted: int
+    lost: int
+    duplicates: int
+    allowed: int
+    recovery: float
+    seconds: float
+    broken: list[str]
+
+
+SCENARIOS: list[Scenario] = []
+
+
+def fault(number: str, what: str, *, seconds: float = 600.0) -> Callable[[Injection], Injection]:
+    """Decorator: a scenario of this fault of the list. `what` is what the table calls it."""
+
+    def register(inject: Injection) -> Injection:
+        assert inspect.getdoc(inject), "say what must hold"
+        SCENARIOS.append(Scenario(number, inject.__name__, what, inject, seconds))
+        return inject
+
+    return register
+
+
+async def run(scenario: Scenario, server: str, *, full: bool) -> Row:
+    """Inject a fault; whatever goes wrong is a row that does not hold."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as directory:
+        nursery = await Nursery.open()
+        lab = Lab(Path(directory), server, nursery, full=full)
+        try:
+            await asyncio.wait_for(scenario.inject(lab), scenario.seconds if full else 60)
+        except Exception as error:  # noqa: BLE001  (a row that does not hold stays in the table)
+            lab.tally.broken.append(_said(error))
+        finally:
+            lab.close()
+            await nursery.close()
+    tally = lab.tally
+    return Row(
+        scenario, tally.runs, tally.accepted, tally.lost, tally.duplicates, tally.allowed, tally.recovery,
+        time.monotonic() - began, list(dict.fromkeys(tally.broken)),
+    )  # fmt: skip
+
+
+def _said(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    where = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in where if "chaos" in frame.filename]
+    line = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{line}" if str(error) else f"{type(error).__name__}{line}"

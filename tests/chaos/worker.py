@@ -1,0 +1,127 @@
+"""A worker in a process of its own: it does what a message asks for, and writes down each run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from chaos.ledger import Ledger
+from streams_queue import Message, Queue, Worker, failpoints
+
+
+class Orders(msgspec.Struct, kw_only=True):
+    """How a worker is to be."""
+
+    url: str
+    prefix: str
+    ledger: str
+    lease: float
+    concurrency: int = 4
+    grace: float = 5.0
+    retry_delay: float = 0.1
+    max_retries: int = 3
+    clock: float = 0.0
+    """Seconds by which this process's clock is wrong."""
+
+
+async def main(orders: Orders, ready: Callable[[], None]) -> None:
+    """Work until SIGTERM; a second one hands back at once, as `streams-queue worker` has it."""
+    importlib.reload(failpoints)  # the environment is the worker's own, the import was the nursery's
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
+    _set_clock(orders.clock)
+    ledger = Ledger(Path(orders.ledger))
+    queue: Queue[Any] = Queue(orders.prefix, url=orders.url)
+    worker = Worker(
+        queue,
+        concurrency=orders.concurrency,
+        lease=orders.lease,
+        retry_delay=orders.retry_delay,
+        max_retries=orders.max_retries,
+        grace=orders.grace,
+        poll_interval=0.5,
+    )
+
+    @worker.handler
+    async def handle(message: Message[Any]) -> str:
+        return await work(message, ledger)
+
+    received: list[int] = []
+
+    def on_signal() -> None:
+        received.append(1)
+        if len(received) == 1:
+            worker.stop()
+        else:
+            scope.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
+    with anyio.CancelScope() as scope:
+        async with queue:
+            ready()
+            await worker.run()
+
+
+def _set_clock(seconds: float) -> None:
+    if seconds:
+        true_time = time.time
+        time.time = lambda: true_time() + seconds
+
+
+async def work(message: Message[Any], ledger: Ledger) -> str:
+    """One run: ``start``, what the message asks for, ``end``."""
+    ledger.write("start", [message.id], message.deliveries)
+    try:
+        await _do(message)
+        ledger.write("end", [message.id], message.deliveries)
+    except asyncio.CancelledError:
+        ledger.write("cancelled", [message.id], message.deliveries)
+        raise
+    except BaseException:
+        ledger.write("raised", [message.id], message.deliveries)
+        raise
+    return f"{os.getpid()} {fingerprint(message.data)}"
+
+
+async def _do(message: Message[Any]) -> None:
+    failpoints.hit("mid_handler")
+    if "token" not in message.data:
+        raise AssertionError("a handler was given an empty body")
+    task = message.data.get("do", "nothing")
+    if message.data.get("first") and message.deliveries > 1:
+        return
+    match task:
+        case "sleep":
+            await asyncio.sleep(message.data["seconds"])
+        case "block":
+            time.sleep(message.data["seconds"])  # noqa: ASYNC251  (what the fault is about)
+        case "wait":
+            while not Path(message.data["gate"]).exists():  # noqa: ASYNC110, ASYNC240  (another process opens it)
+                await asyncio.sleep(0.02)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raise":
+            raise ERRORS[message.data["error"]]
+
+
+ERRORS: dict[str, BaseException] = {
+    "CancelledError": asyncio.CancelledError(),
+    "SystemExit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "ExceptionGroup": ExceptionGroup("several", [ValueError("one"), KeyError("two")]),
+}
+
+
+def fingerprint(data: Any) -> str:
+    """The same for the same payload, types included."""
+    return hashlib.sha256(repr(sorted(data.items())).encode(errors="surrogatepass")).hexdigest()[:16]
