@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from streams_queue.transitions import Transitions
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10
-"""Leases without a sign of the main loop after which renewing stops: what hangs for ever must not hold for ever."""
+"""Leases without a sign of the main loop after which renewing rests: what hangs for ever must not hold for ever."""
 
 
 class LeaseKeeper:
@@ -43,10 +44,14 @@ class LeaseKeeper:
         self._sign = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._main_thread = threading.get_ident()
+        self._failing = False
 
     def start(self) -> None:
         """Begin to renew; call it in the main loop."""
         loop = asyncio.get_running_loop()
+        self._main_thread = threading.get_ident()
+        self._sign = time.monotonic()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._run(loop)), name="streams-queue leases", daemon=True
         )
@@ -67,21 +72,43 @@ class LeaseKeeper:
             self._table.discard(lease)
 
     def sign(self) -> None:
-        """The main loop is alive."""
+        """The main loop is alive; where it was not for a while, that is said."""
+        silence = self._silence()
         self._sign = time.monotonic()
+        if silence > self._suspicious:
+            logger.warning("the event loop of worker %s was blocked for %.1f s", self._consumer, silence)
+
+    def _silence(self) -> float:
+        return time.monotonic() - self._sign
+
+    @property
+    def _suspicious(self) -> float:
+        return 2 * self._lease / 3  # signs come every third
 
     async def _run(self, main: asyncio.AbstractEventLoop) -> None:
         connection = Connection(self._settings)
         transitions = Transitions(connection, self._keys)
         pause = self._lease / 3
+        said = False
         try:
             while not await asyncio.to_thread(self._stop.wait, pause):
-                if time.monotonic() - self._sign > PATIENCE * self._lease:
-                    logger.error("the event loop is blocked for %d leases: its messages are left to others", PATIENCE)
-                    return
+                silence = self._silence()
+                if silence > self._suspicious and not said:
+                    self._say_where_blocked(silence)
+                said = silence > self._suspicious
+                if silence > PATIENCE * self._lease:
+                    continue
                 pause = self._lease / 3 if await self._renew(connection, transitions, main) else self._lease / 10
         finally:
             await connection.close()
+
+    def _say_where_blocked(self, silence: float) -> None:
+        frame = sys._current_frames().get(self._main_thread)
+        place = f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})" if frame else "its thread"
+        logger.warning(
+            "the event loop of worker %s is blocked for %.1f s so far, in %s; leases are renewed for %g s in all",
+            self._consumer, silence, place, PATIENCE * self._lease,
+        )  # fmt: skip
 
     async def _renew(self, connection: Connection, transitions: Transitions, main: asyncio.AbstractEventLoop) -> bool:
         with self._lock:
@@ -92,8 +119,11 @@ class LeaseKeeper:
             await connection.open()
             answers = await transitions.renew(self._consumer, held)
         except StreamsQueueError as error:
-            logger.warning("leases cannot be renewed at present: %s", error)
+            if not self._failing:
+                logger.warning("leases cannot be renewed at present: %s", error)
+            self._failing = True
             return False
+        self._failing = False
         for lease, still_held in zip(held, answers, strict=True):
             if not still_held:
                 self.drop(lease)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import LEASE, Handler, Held, queue_at, running, until, work, worker_of
-from streams_queue import Queue, maintenance
+from streams_queue import Queue, leases, maintenance
 
 
 @pytest.fixture
@@ -46,8 +46,11 @@ async def test_a_handler_may_run_many_leases(queue):
     assert (len(held.started), len(others.started)) == (1, 0)
 
 
-async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix):
-    """The handler blocks the loop for two leases; a rival in another thread finds nothing to take."""
+async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix, caplog):
+    """The handler blocks the loop for two leases; a rival in another thread finds nothing to take.
+
+    Where it is blocked is said while it is, and for how long when it is over.
+    """
     ran, lease = [], 0.6
 
     async def block(message):
@@ -71,6 +74,25 @@ async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix):
         assert await queue.result(id, timeout=10) == "done"
     await other
     assert ran == ["first"]
+    said = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
+    assert len(said) == 2, said
+    assert "so far, in" in said[0] and "block (" in said[0] and __file__ in said[0]
+    assert "was blocked for 1." in said[1]
+
+
+async def test_an_event_loop_that_was_blocked_for_too_long_keeps_its_later_messages(queue, monkeypatch):
+    monkeypatch.setattr(leases, "PATIENCE", 1)
+    lease = 0.6
+    held, others = Held(), Held()
+    async with running(worker_of(queue, held.handle, lease=lease)):
+        time.sleep(2.5 * lease)  # noqa: ASYNC251  (the fault under test)
+        id = (await queue.enqueue({})).id
+        await held.holds()
+        async with running(worker_of(queue, others.handle, lease=lease)):
+            await asyncio.sleep(3 * lease)
+            held.go.set()
+            assert await queue.result(id, timeout=5) == "let go"
+    assert (len(held.started), len(others.started)) == (1, 0)
 
 
 async def test_a_lock_deleted_by_hand_frees_the_message(queue, redis, prefix, caplog):
