@@ -263,11 +263,6 @@ async def _outcome(
             return Completed(encoded_result(execution.message.id, await handler(execution.message)))
         assert limit.cancelled_caught
         return Failed(execution.next_delay(), "timeout", f"the handler took longer than {timeout:g} s")
-    except Retry as instruction:
-        delay = execution.next_delay() if instruction.delay is None else min(LONGEST, max(0.0, instruction.delay))
-        return Failed(delay, "error", str(instruction))
-    except Reject as instruction:
-        return Rejected("rejected", _shortened(scrubbed(_text_of(instruction), execution.fields)))
     except asyncio.CancelledError:
         if interrupted():
             raise
@@ -279,8 +274,13 @@ async def _outcome(
         current.reset(token)
 
 
-def failure(execution: Execution[Any], error: BaseException) -> Failed:
-    """The outcome of a handler that raised this; logs it, secrets left out."""
+def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejected:
+    """The outcome of a handler that raised this; logs what is no instruction, secrets left out."""
+    if isinstance(error, Retry):
+        delay = execution.next_delay() if error.delay is None else min(LONGEST, max(0.0, error.delay))
+        return Failed(delay, "error", str(error))
+    if isinstance(error, Reject):
+        return Rejected("rejected", _shortened(scrubbed(_text_of(error), execution.fields)))
     trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
     logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, trace)
     return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))

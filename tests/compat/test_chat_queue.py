@@ -13,7 +13,7 @@ import pytest
 
 from bot_logic.services.chat_api_queue import QueuedRequest
 from helpers import until
-from streams_queue import ConfigurationError, Queue
+from streams_queue import ConfigurationError, Queue, Reject, Retry
 
 TOKEN = "12345:the-secret-of-the-bot"
 ARGUMENTS = ("u1", "hi there", "telegram", "s1", TOKEN, "c1", "private", "m1")
@@ -311,6 +311,28 @@ async def test_a_long_response_reaches_the_callback(chat):
 
 async def counted(redis: Any, number: int) -> bool:
     return int(await redis.hget("chat_api:stats", "processed_requests") or 0) == number
+
+
+async def test_a_handler_may_instruct_like_a_native_one(chat, redis):
+    runs: list[str] = []
+
+    async def answer(request: QueuedRequest) -> str:
+        runs.append(request.message)
+        if request.message == "never":
+            raise Reject("not for us")
+        if runs.count("soon") == 1:
+            raise Retry(delay=0.01)
+        return "yes"
+
+    chat._chat.queue.retry_delay_base = 3600
+    chat.configure(answer)
+    ids = [await chat.enqueue_chat_request("u1", text, *ARGUMENTS[2:]) for text in ("never", "soon")]
+    await chat.start_queue_processor()
+    await until(lambda: counted(redis, 1))
+    assert runs == ["never", "soon", "soon"]
+    assert await redis.zrange("chat_api:queue:dlq", 0, -1) == [ids[0]]
+    assert await redis.hget(f"chat_api:msg:{ids[0]}", "error") == "not for us"
+    await chat.stop_queue_processor()
 
 
 async def test_requests_done_are_counted_and_failures_are_not(chat, redis):
