@@ -2,7 +2,9 @@
 
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -50,6 +52,7 @@ class Claimer:
 
     async def claim(self, free: int, held: Collection[Lease]) -> Claimed:
         """Messages for up to `free` slots, none if nothing waits. `held`: what the consumer works on now."""
+        asked = time.monotonic()
         with anyio.CancelScope(shield=True):
             try:
                 claimed = await self._transitions.claim(self._consumer, free, alone=not held)
@@ -58,7 +61,7 @@ class Claimer:
             else:
                 failed = None
         if failed is None:
-            return await self._unless_cancelled(claimed)
+            return await self._still_held(await self._unless_cancelled(claimed), asked)
         logger.debug("a claim failed, looking for what it may have brought: %s", failed)
         return await self._adopt_unseen(free, held)
 
@@ -104,13 +107,25 @@ class Claimer:
 
     async def _adopt(self, entries: Sequence[str], free: int) -> Claimed:
         failpoints.hit("after_read")
+        asked = time.monotonic()
 
         async def adopt() -> Claimed:
             with anyio.CancelScope(shield=True):
                 claimed = await self._transitions.adopt(self._consumer, entries, free)
             return claimed  # noqa: RET504  # the scope may swallow, says the type checker
 
-        return await self._unless_cancelled(await self.patiently(adopt))
+        claimed = await self._unless_cancelled(await self.patiently(adopt))
+        return await self._still_held(claimed, asked)
+
+    async def _still_held(self, claimed: Claimed, asked: float) -> Claimed:
+        """Without what was lost before the answer was read: nobody renews what a blocked loop does not know of."""
+        while claimed.deliveries and time.monotonic() - asked > self._lease / 3:
+            asked = time.monotonic()
+            leases = [delivery.lease for delivery in claimed.deliveries]
+            held = await self.patiently(partial(self._transitions.renew, self._consumer, leases))
+            still = [delivery for delivery, holds in zip(claimed.deliveries, held, strict=True) if holds]
+            claimed = claimed._replace(deliveries=still)
+        return claimed
 
     async def _unless_cancelled(self, claimed: Claimed) -> Claimed:
         if claimed.deliveries and anyio.current_effective_deadline() == -math.inf:
