@@ -6,7 +6,7 @@ import logging
 from streams_queue import failpoints
 from streams_queue.errors import StreamsQueueError
 from streams_queue.execution import Policy
-from streams_queue.transitions import Reconciled, Transitions
+from streams_queue.transitions import Reconciled, Transitions, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,10 @@ class Maintenance:
 
     async def run(self) -> None:
         """Look after the queue until cancelled."""
-        failing, turn, key = False, min(TURN, self.lease), self._transitions.keys.maintainer
+        failing = False
         while True:
-            asked = self._now()
             try:
-                self.in_turn = await self._transitions.lock(key, self._consumer, turn, shared=True)
-                self._holders_first(asked)
+                await self._take_turn()
                 if self.in_turn:
                     await self.round()
                 failing = False
@@ -61,8 +59,16 @@ class Maintenance:
                 if not failing:
                     logger.warning("the queue cannot be looked after at present: %s", error)
                 failing = True
-                self._sweep_at = self._now() + self.lease
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(min(INTERVAL, self.lease / 6))
+
+    async def _take_turn(self) -> None:
+        """A turn is over before leases run out that are renewed in time: so where the server was frozen or away for
+        as long as that, a turn begins anew, and holders have a lease to renew before anybody sweeps.
+        """
+        turn = await self._transitions.turn(self._consumer, min(TURN, self.lease / 2))
+        self.in_turn = turn is not Turn.ANOTHERS
+        if turn is Turn.BEGINS:
+            self._sweep_at = self._now() + self.lease
 
     async def resign(self) -> None:
         """Leave the upkeep to another worker at once."""
@@ -73,7 +79,6 @@ class Maintenance:
         now = self._now()
         moved = await self.promote()
         moved += await self.reconcile(full=full)
-        self._holders_first(now)
         if full or now >= self._sweep_at:
             self._sweep_at = now + max(INTERVAL, self.lease / 6)
             moved += await self.sweep()
@@ -81,11 +86,6 @@ class Maintenance:
             self._prune_at = now + FULL_PASS
             await self._transitions.prune("", idle=max(FULL_PASS, 10 * self.lease))
         return moved
-
-    def _holders_first(self, asked: float) -> None:
-        """After a server that was away or frozen: leases ran out meanwhile that their holders can still renew."""
-        if self._now() - asked > self.lease / 3:
-            self._sweep_at = self._now() + self.lease
 
     @staticmethod
     def _now() -> float:
@@ -106,7 +106,9 @@ class Maintenance:
         more_dead, more_unlocked, moved = True, True, 0
         while more_dead or more_unlocked:
             swept = await self._transitions.sweep(
-                max_deliveries=self._policy.max_deliveries, dead_letter_ttl=self._policy.dead_letter_ttl
+                max_deliveries=self._policy.max_deliveries,
+                dead_letter_ttl=self._policy.dead_letter_ttl,
+                maintainer=self._consumer if self.in_turn else "",
             )
             # Each look ends with its own lap: laps of different lengths seldom end in the same call.
             more_dead, more_unlocked = more_dead and swept.more_dead, more_unlocked and swept.more_unlocked

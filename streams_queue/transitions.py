@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar, cast
@@ -72,7 +73,7 @@ DEAD_LETTER = Script(
     ("message", "lock", "done"),
 )  # fmt: skip
 RELEASE = Script("release", ("consumer",), ("id", "entry", "delivery"), ("message", "lock"))
-SWEEP = Script("sweep", ("max_deliveries", "dead_letter_ttl", "limit"))
+SWEEP = Script("sweep", ("consumer", "max_deliveries", "dead_letter_ttl", "limit"), keys=("maintainer",))
 PROMOTE = Script("promote", ("limit",))
 REMOVE = Script("remove", ("only_dead",), ("id",), ("message", "lock", "done"))
 REQUEUE = Script("requeue", ("dedup_expiry",), ("id",), ("message", "lock", "done"))
@@ -142,6 +143,14 @@ class Failure(NamedTuple):
     delay: float
     reason: str
     error: str
+
+
+class Turn(IntEnum):
+    """Whose turn it is to look after the queue."""
+
+    ANOTHERS = 0
+    BEGINS = 1
+    GOES_ON = 2
 
 
 class Swept(NamedTuple):
@@ -329,9 +338,10 @@ class Transitions:
 
     # ---- maintenance
 
-    async def sweep(self, *, max_deliveries: int, dead_letter_ttl: int) -> Swept:
-        """Recover what dead workers held."""
-        reply = await self._run(SWEEP, (max_deliveries, dead_letter_ttl, BATCH))
+    async def sweep(self, *, max_deliveries: int, dead_letter_ttl: int, maintainer: str = "") -> Swept:
+        """Recover what dead workers held; nothing where it is not the maintainer's turn any more."""
+        head = (maintainer, max_deliveries, dead_letter_ttl, BATCH)
+        reply = await self._run(SWEEP, head, (), [self.keys.maintainer])
         more_dead, more_unlocked, recovered, dead = reply
         return Swept(bool(more_dead), bool(more_unlocked), recovered, dead)
 
@@ -374,6 +384,12 @@ class Transitions:
     async def lock(self, key: str, owner: str, ttl: float, *, shared: bool = False) -> bool:
         """Take a lock for `ttl` seconds; a shared one also when this owner's name holds it already."""
         return bool(await self._run(LOCK, (owner, max(1, round(ttl * 1000)), int(shared)), (), [key], house=False))
+
+    async def turn(self, consumer: str, duration: float) -> Turn:
+        """Look after the queue for `duration` seconds, where nobody else does."""
+        return Turn(
+            await self._run(LOCK, (consumer, round(duration * 1000), 1), (), [self.keys.maintainer], house=False)
+        )
 
     async def unlock(self, key: str, owner: str) -> bool:
         """Free a lock; False when somebody else holds it."""

@@ -1,18 +1,20 @@
 -- sweep: processing by somebody who died -> handed to `returned` with a crash on its count; to `suspects` where the next
 --        crash will be its last; or -> dead letter
--- KEYS     house
--- ARGV     max_deliveries dead_letter_ttl limit
+--        Nothing where a maintainer is named whose turn is over, as after a server that was frozen: holders renew first.
+-- KEYS     house, then: maintainer
+-- ARGV     consumer max_deliveries dead_letter_ttl limit
 -- RETURNS  {dead owners' entries left to look at (0 or 1), entries without a lock left to look at (0 or 1), messages
 --          handed back, messages given up}
 --- include house
 --- include place
 --- include ownership
-local max_deliveries, dead_letter_ttl, limit = number(ARGV[1], 3), ARGV[2], number(ARGV[3], 100)
+local consumer, max_deliveries, dead_letter_ttl, limit = ARGV[1], number(ARGV[2], 3), ARGV[3], number(ARGV[4], 100)
 
 local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms = number(call('HGET', META, 'lease_ms'))
-if not lease_ms then return {0, 0, 0, 0} end
+local in_turn = consumer == '' or try('GET', KEYS[HOUSE + 1]) == consumer
+if not lease_ms or not in_turn then return {0, 0, 0, 0} end
 local now, recovered, dead = server_time(), 0, 0
 
 local function id_of(letter, entry)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from streams_queue.errors import ConfigurationError
-from streams_queue.transitions import GROUP
+from streams_queue.transitions import GROUP, Turn
 from transitions.tables import (
     DEAD_LETTER_TTL,
     DEDUP_EXPIRY,
+    LEASE,
     META,
     NEVER,
     PARKED,
@@ -191,6 +192,20 @@ async def test_an_entry_deleted_by_hand_is_forgotten_and_its_message_given_anoth
     assert table["queue:main"] == ["a"]
     assert await queue.full_pass() == (1, 0, 0)
     assert [again.id for again in await queue.claim()] == ["a"]
+
+
+async def test_a_maintainer_whose_turn_is_over_sweeps_nothing(queue: Queue):
+    """The sweep may be the first command that a server carries out when it thaws: leases have run out in its sleep."""
+    await queue.abandoned("a")
+    assert await queue.transitions.turn("m", LEASE) is Turn.BEGINS
+    assert await queue.transitions.turn("m", LEASE) is Turn.GOES_ON
+    assert await queue.transitions.turn("n", LEASE) is Turn.ANOTHERS
+    limits = {"max_deliveries": 3, "dead_letter_ttl": DEAD_LETTER_TTL}
+    assert (await queue.transitions.sweep(maintainer="n", **limits)).recovered == 0
+    await queue.redis.delete(queue.keys.maintainer)
+    assert (await queue.transitions.sweep(maintainer="m", **limits)).recovered == 0
+    assert await queue.transitions.turn("m", LEASE) is Turn.BEGINS
+    assert (await queue.transitions.sweep(maintainer="m", **limits)).recovered == 1
 
 
 async def test_the_lease_is_the_one_in_meta(queue: Queue):
