@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,11 +43,12 @@ class Process:
         """As kill -9 does; written down."""
         if self.alive:
             self._lane.ledger.write("gone", ["-"], pid=self.pid)
-            os.kill(self.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
 
     def send(self, number: signal.Signals) -> None:
         if self.alive:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     async def ended(self, seconds: float = 20.0) -> int:
         """Its exit code, negative where a signal ended it."""
@@ -86,7 +87,7 @@ class Nursery:
     @classmethod
     async def open(cls) -> Self:
         environ = {name: value for name, value in os.environ.items() if name != failpoints.VARIABLE}
-        environ |= {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "REDIS_TIMEOUT": "1.0"}
+        environ |= {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
         return cls(
             await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "chaos.nursery",
@@ -143,6 +144,8 @@ class Lane:
         self.queue = queue
         self.ledger = Ledger(lab.directory / f"{name}.ledger")
         self.workers: list[Process] = []
+        self.refused = 0
+        """How often an enqueue was refused, and called again."""
         self._ids = itertools.count()
 
     # ---- messages
@@ -168,6 +171,7 @@ class Lane:
             try:
                 await queue.enqueue(payload, id=id, **options)
             except QueueUnavailable:
+                self.refused += 1
                 assert time.monotonic() < deadline, f"{id} was not accepted for two minutes"
                 await asyncio.sleep(0.05)
             else:
@@ -236,6 +240,10 @@ class Lane:
             return False
 
         await until(nothing_left, seconds, f"the end of all work in {self.name}")
+
+    async def done(self, ids: Iterable[str], seconds: float = 20.0) -> list[Any]:
+        """Wait for the results of these."""
+        return await asyncio.gather(*(self.queue.result(id, timeout=seconds) for id in ids))
 
     async def judge(self, **allowed: Any) -> None:
         """Check the invariants, and add what was found to the lab's tally."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import tempfile
 import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from chaos.lab import Lab, Nursery
 
@@ -59,7 +61,10 @@ def fault(number: str, what: str, *, seconds: float = 600.0) -> Callable[[Inject
 async def run(scenario: Scenario, server: str, *, full: bool) -> Row:
     """Inject a fault; whatever goes wrong is a row that does not hold."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as directory,
+        mock.patch.dict(os.environ, REDIS_TIMEOUT="1.0"),
+    ):
         nursery = await Nursery.open()
         lab = Lab(Path(directory), server, nursery, full=full)
         try:

@@ -83,6 +83,7 @@ async def judge(
     overlaps: bool = False,
     counted: bool = True,
     quiet: bool = True,
+    bodies_of: Collection[str] = (),
 ) -> Verdict:
     """Check a lane when its work has come to an end; its workers still live.
 
@@ -93,6 +94,7 @@ async def judge(
         overlaps: a worker was cut off or stopped, so a run that had lost its lease may still have been going on.
         counted: whether the statistics are to add up.
         quiet: whether workers may log no traceback but a handler's.
+        bodies_of: ids whose bodies somebody may have left without a place.
     """
     broken: list[str] = []
     state = await _state(lane)
@@ -101,7 +103,7 @@ async def judge(
     lost = sorted(accepted - ended - state.placed - set(gone))
     if lost:
         broken.append(f"I1: {len(lost)} lost, {', '.join(lost[:3])} among them")
-    broken += await _bodies_and_places(lane, state)
+    broken += await _bodies_and_places(lane, state, set(bodies_of))
 
     runs = lane.ledger.runs()
     again = Counter(run.id for run in runs)
@@ -149,12 +151,12 @@ async def _state(lane: Lane) -> State:
     return State(queues, bodies)
 
 
-async def _bodies_and_places(lane: Lane, first: State) -> list[str]:
+async def _bodies_and_places(lane: Lane, first: State, excused: set[str]) -> list[str]:
     """I2; what differs has lease + sweep to be mended."""
 
     async def differs() -> tuple[set[str], set[str]]:
         state = await _state(lane)
-        return state.placed - state.bodies, state.bodies - state.placed
+        return state.placed - state.bodies, state.bodies - state.placed - excused
 
     if first.placed == first.bodies:
         return []
