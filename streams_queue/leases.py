@@ -117,7 +117,7 @@ class LeaseKeeper:
             return True
         try:
             await connection.open()
-            answers = await transitions.renew(self._consumer, held)
+            answers = await transitions.renew(self._consumer, held, lock=self._lease)
         except StreamsQueueError as error:
             if not self._failing:
                 logger.warning("leases cannot be renewed at present: %s", error)

@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, overload
 
 import anyio
 import msgspec
@@ -44,6 +44,34 @@ class Queue(Generic[Payload]):
     Raises:
         ConfigurationError: a bad prefix, URL or environment variable, or a number that is not positive.
     """
+
+    @overload
+    def __init__(
+        self: "Queue[dict[str, Any]]",
+        prefix: str,
+        *,
+        url: str | None = ...,
+        payload: None = ...,
+        ttl: float | None = ...,
+        dedup_expiry: float = ...,
+        result_ttl: float = ...,
+        dead_letter_ttl: float = ...,
+        max_payload: int = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        url: str | None = ...,
+        payload: type[Payload],
+        ttl: float | None = ...,
+        dedup_expiry: float = ...,
+        result_ttl: float = ...,
+        dead_letter_ttl: float = ...,
+        max_payload: int = ...,
+    ) -> None: ...
 
     def __init__(
         self,

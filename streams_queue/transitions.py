@@ -18,7 +18,7 @@ from redis import exceptions
 
 from streams_queue.codec import Fields, fields_of
 from streams_queue.connection import Connection, translated
-from streams_queue.errors import ConfigurationError, QueueUnavailable
+from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
 from streams_queue.model import Lease, Priority, Stats, Status
 
@@ -515,6 +515,8 @@ class Transitions:
             if any(code in str(error) for code in ("NOTJOINED", "NOGROUP")):
                 raise NotJoined(str(error)) from error.__cause__
             raise
+        except UnicodeEncodeError as error:
+            raise InvalidMessage(f"an argument cannot be encoded: {error}") from error
 
 
 def _row_of_new(m: NewMessage) -> tuple[_Argument, ...]:

@@ -63,10 +63,10 @@ async def delete_meta(redis: Any, prefix: str) -> None:
     await redis.delete(f"{prefix}:meta")
 
 
-FAULTS = [destroy_group, delete_stream, delete_consumers, trim]
+FAULTS = [destroy_group, delete_stream, delete_consumers, trim, delete_meta]
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, delete_meta])
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_an_idle_worker_resumes(queue, redis, prefix, fault):
     handler = Handler()
     async with running(worker_of(queue, handler.handle)):

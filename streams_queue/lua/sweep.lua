@@ -104,7 +104,7 @@ local function sweep_unlocked(letter)
   end
   for _, pending in ipairs(page) do
     local entry, consumer, idle = pending[1], pending[2], pending[3]
-    if idle < lease_ms and (consumer == PARKED or not NO_WORKERS[consumer]) then look_for_lock(letter, entry, consumer) end
+    if not ran_out(idle, lease_ms) and (consumer == PARKED or not NO_WORKERS[consumer]) then look_for_lock(letter, entry, consumer) end
   end
   local last = page[#page]
   if last or cursor ~= '-' then call('HSET', META, field, #page == limit and '(' .. last[1] or '-') end
