@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ import msgspec
 
 from chaos.ledger import Ledger
 from streams_queue import Message, Queue, Worker, failpoints
+from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 
 class Orders(msgspec.Struct, kw_only=True):
@@ -33,6 +35,8 @@ class Orders(msgspec.Struct, kw_only=True):
     max_retries: int = 3
     clock: float = 0.0
     """Seconds by which this process's clock is wrong."""
+    by_hand: bool = False
+    """Drive the queue by the documented API's calls instead of a worker."""
 
 
 async def main(orders: Orders, ready: Callable[[], None]) -> None:
@@ -41,6 +45,8 @@ async def main(orders: Orders, ready: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
     _set_clock(orders.clock)
     ledger = Ledger(Path(orders.ledger))
+    if orders.by_hand:
+        await _drive(orders, ledger, ready)
     queue: Queue[Any] = Queue(orders.prefix, url=orders.url)
     worker = Worker(
         queue,
@@ -70,6 +76,21 @@ async def main(orders: Orders, ready: Callable[[], None]) -> None:
         async with queue:
             ready()
             await worker.run()
+
+
+async def _drive(orders: Orders, ledger: Ledger, ready: Callable[[], None]) -> None:
+    """An old program without a processor: it asks for a message, works on it, and takes it out."""
+    os.environ["STREAMS_QUEUE_URL"] = orders.url
+    manager = RedisQueueManager(orders.prefix)
+    manager.lock_expiry = orders.lease
+    ready()
+    for run in itertools.count(1):
+        while (id := await manager.get_next_message()) is None:  # noqa: ASYNC110  (as such a program does)
+            await asyncio.sleep(0.02)
+        ledger.write("start", [id], run)
+        await manager.update_message(id, {"progress": 50})
+        await asyncio.sleep(0.02)
+        ledger.write("end" if await manager.remove_message(id) else "raised", [id], run)
 
 
 def _set_clock(seconds: float) -> None:
