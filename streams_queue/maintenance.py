@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 
 from streams_queue import failpoints
 from streams_queue.errors import StreamsQueueError
@@ -40,6 +41,8 @@ class Maintenance:
         self._policy = policy
         self.in_turn = False
         """Whether this worker is the one that looks after the queue now."""
+        self._turn = min(TURN, lease / 2)
+        self._answered_at = -math.inf
         self._sweep_at = 0.0
         self._prune_at = 0.0
         self._pass_at = 0.0
@@ -64,10 +67,13 @@ class Maintenance:
     async def _take_turn(self) -> None:
         """A turn is over before leases run out that are renewed in time: so where the server was frozen or away for
         as long as that, a turn begins anew, and holders have a lease to renew before anybody sweeps.
+
+        Where this worker has seen the server answer all the time, only another maintainer has gone: no need to wait.
         """
-        turn = await self._transitions.turn(self._consumer, min(TURN, self.lease / 2))
+        turn = await self._transitions.turn(self._consumer, self._turn)
+        unseen, self._answered_at = self._now() - self._answered_at, self._now()
         self.in_turn = turn is not Turn.ANOTHERS
-        if turn is Turn.BEGINS:
+        if turn is Turn.BEGINS and unseen > self.lease / 2:
             self._sweep_at = self._now() + self.lease
 
     async def resign(self) -> None:
@@ -76,12 +82,12 @@ class Maintenance:
 
     async def round(self, *, full: bool = False) -> int:
         """Do what is due (everything, when `full`); the number of messages that came into line by it."""
-        now = self._now()
+        now, maintainer = self._now(), self._consumer if self.in_turn else ""
         moved = await self.promote()
         moved += await self.reconcile(full=full)
         if full or now >= self._sweep_at:
             self._sweep_at = now + max(INTERVAL, self.lease / 6)
-            moved += await self.sweep()
+            moved += await self.sweep(maintainer)
         if now >= self._prune_at:
             self._prune_at = now + FULL_PASS
             await self._transitions.prune("", idle=max(FULL_PASS, 10 * self.lease))
@@ -101,14 +107,14 @@ class Maintenance:
                 failpoints.hit("mid_promote")
         return moved
 
-    async def sweep(self) -> int:
-        """Everything that dead workers held, handed back or given up."""
+    async def sweep(self, maintainer: str = "") -> int:
+        """Everything that dead workers held, handed back or given up; for a maintainer only while its turn lasts."""
         more_dead, more_unlocked, moved = True, True, 0
         while more_dead or more_unlocked:
             swept = await self._transitions.sweep(
                 max_deliveries=self._policy.max_deliveries,
                 dead_letter_ttl=self._policy.dead_letter_ttl,
-                maintainer=self._consumer if self.in_turn else "",
+                maintainer=maintainer,
             )
             # Each look ends with its own lap: laps of different lengths seldom end in the same call.
             more_dead, more_unlocked = more_dead and swept.more_dead, more_unlocked and swept.more_unlocked
@@ -140,6 +146,8 @@ class Maintenance:
             cursor, difference = step.cursor, step.difference
             if cursor == "0":
                 return adopted, difference
+            if self.in_turn and self._now() - self._answered_at > self._turn / 3:
+                await self._take_turn()  # a pass over a long queue takes longer than one
 
     async def _step(self, cursor: str) -> Reconciled:
         return await self._transitions.reconcile(
