@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import traceback
 import uuid
 from typing import Any
 
@@ -11,10 +10,12 @@ import msgspec
 
 from streams_queue.codec import decode_values
 from streams_queue.errors import ConfigurationError
-from streams_queue.execution import Execution, current, encoded_result, failure, scrubbed
+from streams_queue.execution import Execution, current, encoded_result, failure
 from streams_queue.model import Status
+from streams_queue.redaction import scrubbed
 from streams_queue.worker import Worker
 from streams_queue_compat.handlers import Handler, Services, find_handler
+from streams_queue_compat.logs import log_error
 from streams_queue_compat.processor import JointLock, Processor
 from streams_queue_compat.redis_queue_manager import (
     STATUS_COMPLETED,
@@ -338,7 +339,7 @@ async def _process_by_hand(request: QueuedRequest) -> Any:
     try:
         await _deliver(request, response)
     except Exception as error:  # noqa: BLE001  # an answer was found, and reported
-        _log_failure(f"request {request.request_id} could not be answered", error, request)
+        log_error(logger, f"request {request.request_id} could not be answered", error, request.to_dict())
         return response
     await _count_processed()
     return response
@@ -369,7 +370,9 @@ async def _deliver(request: QueuedRequest, response: Any) -> None:
     try:
         await _chat.services.react(request)
     except Exception as error:  # noqa: BLE001  # the answer matters more
-        _log_failure(f"the reaction to message {request.message_id} could not be updated", error, request)
+        log_error(
+            logger, f"the reaction to message {request.message_id} could not be updated", error, request.to_dict()
+        )
     await _chat.services.answer(request, str(response))
 
 
@@ -379,16 +382,14 @@ async def _apologise(request: QueuedRequest, error: str) -> None:
     try:
         await _chat.services.answer(request, f"Your request could not be answered: {error}")
     except Exception as failed:  # noqa: BLE001  # the request has ended all the same
-        _log_failure(f"the user could not be told that request {request.request_id} failed", failed, request)
-
-
-def _log_failure(what: str, error: Exception, request: QueuedRequest) -> None:
-    logger.error("%s\n%s", what, _scrubbed("".join(traceback.format_exception(error)), request))
+        log_error(
+            logger, f"the user could not be told that request {request.request_id} failed", failed, request.to_dict()
+        )
 
 
 def _scrubbed(words: str, request: QueuedRequest) -> str:
     """Without the bot's token: it is part of the platform's URL, and so of many an error's text."""
-    return scrubbed(words, {"response_token": str(request.response_token).encode(errors="replace")})
+    return scrubbed(words, request.to_dict())
 
 
 @documented(lambda: None)

@@ -20,6 +20,7 @@ from streams_queue.model import Lease, Message, Status
 from streams_queue.transitions import Failure, NewMessage
 from streams_queue.worker import Worker
 from streams_queue_compat.engine import Engine
+from streams_queue_compat.logs import log_error
 from streams_queue_compat.processor import Processor
 from streams_queue_compat.values import storable
 
@@ -505,8 +506,9 @@ class _Hearer:
         self._message["status"] = status
         try:
             await self._callback(self._message, status, response, error)
-        except Exception:
-            logger.exception("the callback of message %s failed at status %s", self._message["request_id"], status)
+        except Exception as failed:  # noqa: BLE001  # whatever it is, it is the callback's own
+            what = f"the callback of message {self._message['request_id']} failed at status {status}"
+            log_error(logger, what, failed, self._message)
 
 
 def _lease_of(engine: Engine, id: str) -> Lease:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self
 
+from streams_queue_compat.logs import log_error
+
 logger = logging.getLogger("bot_logic.services.chat_api_queue")
 
 StatusCallback = Callable[["QueuedRequest", str, Any, str | None], Awaitable[None]]
@@ -55,5 +57,6 @@ class QueuedRequest:
             return
         try:
             await self.status_callback(self, status, response, error)
-        except Exception:
-            logger.exception("the callback of request %s failed at status %s", self.request_id, status)
+        except Exception as failed:  # noqa: BLE001  # whatever it is, it is the callback's own
+            what = f"the callback of request {self.request_id} failed at status {status}"
+            log_error(logger, what, failed, self.to_dict())

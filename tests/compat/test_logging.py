@@ -63,6 +63,16 @@ async def test_each_operation_of_the_manager(manager, caplog):
     assert TEXT not in caplog.text and TOKEN not in caplog.text
 
 
+async def test_a_callback_that_raises_with_a_secret(chat, manager, caplog):
+    async def callback(*_: object) -> None:
+        raise ConnectionError(f"https://api/bot{TOKEN}/send: refused")
+
+    await manager.enqueue({"message": TEXT, "response_token": TOKEN}, callback)
+    await chat.enqueue_chat_request(*ARGUMENTS, callback)
+    await until(lambda: caplog.text.count("ConnectionError: https://api/bot***/send: refused") == 2)
+    assert TOKEN not in caplog.text
+
+
 async def test_each_operation_of_the_chat_queue(chat, caplog):
     async def answer(request: QueuedRequest) -> str:
         return TEXT

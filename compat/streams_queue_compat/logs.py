@@ -1,0 +1,13 @@
+"""What is logged of errors: without secrets."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from streams_queue.redaction import scrubbed
+
+
+def log_error(logger: logging.Logger, what: str, error: BaseException, values: Mapping[str, Any]) -> None:
+    """Log an error and its traceback, without the secrets among the values of its message."""
+    logger.error("%s\n%s", what, scrubbed("".join(traceback.format_exception(error)), values))
