@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streams_queue.codec import decode_values
+from streams_queue.codec import decode_values, text
 from streams_queue.errors import ConfigurationError
 from streams_queue.execution import Execution, current, encoded_result, failure
 from streams_queue.model import Status
@@ -67,6 +67,9 @@ NEW_WORKERS = "streams-queue"
 
 HANDLER_TIMEOUT = 600.0
 """Seconds that answering a request may take."""
+
+ANSWER = "_sq_answer"
+"""The field of the hash with the text that is to be sent: an attempt that finds it has only that to do."""
 
 _GLOBAL_LOCK_TTL = 30.0
 _STOP_TIMEOUT = 5.0
@@ -306,6 +309,9 @@ async def _process(id: str) -> None:
 
 async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -> Any:
     request.status = STATUS_PROCESSING
+    answer = None if _chat.services is None else text(execution.fields.get(ANSWER))
+    if answer is not None:
+        return await _finish(request, execution, answer)
     try:
         async with asyncio.timeout(HANDLER_TIMEOUT):
             response = await _respond(request)
@@ -318,7 +324,13 @@ async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -
             await _apologise(request, _scrubbed(str(error) or type(error).__name__, request))
         return None
     await _report_completed(request, response)
-    await _deliver(request, response)
+    await _react(request)
+    await _keep_answer(request.request_id, response)
+    return await _finish(request, execution, response)
+
+
+async def _finish(request: QueuedRequest, execution: Execution[Any], response: Any) -> Any:
+    await _send(request, response)
     if await execution.complete(response):
         await _count_processed()
     return response
@@ -336,8 +348,9 @@ async def _process_by_hand(request: QueuedRequest) -> Any:
         return None
     await _report_completed(request, response)
     await request.notify_status(STATUS_COMPLETED, response)
+    await _react(request)
     try:
-        await _deliver(request, response)
+        await _send(request, response)
     except Exception as error:  # noqa: BLE001  # an answer was found, and reported
         log_error(logger, f"request {request.request_id} could not be answered", error, request.to_dict())
         return response
@@ -363,8 +376,8 @@ async def _respond(request: QueuedRequest) -> Any:
     return response
 
 
-async def _deliver(request: QueuedRequest, response: Any) -> None:
-    """Only the services leave that to us; where the answer cannot be sent the request is not done."""
+async def _react(request: QueuedRequest) -> None:
+    """Only the services leave that to us."""
     if _chat.services is None:
         return
     try:
@@ -373,7 +386,21 @@ async def _deliver(request: QueuedRequest, response: Any) -> None:
         log_error(
             logger, f"the reaction to message {request.message_id} could not be updated", error, request.to_dict()
         )
-    await _chat.services.answer(request, str(response))
+
+
+@documented(lambda: None)
+async def _keep_answer(id: str, response: Any) -> None:
+    """From here on only the sending can fail: the work, which may have cost money, is not done again for that."""
+    if _chat.services is None:
+        return
+    engine = await _chat.queue._engine()
+    await engine.transitions.update(id, [ANSWER.encode(), str(response).encode(errors="replace")], b"")
+
+
+async def _send(request: QueuedRequest, response: Any) -> None:
+    """Only the services leave that to us, too; where the answer cannot be sent the request is not done."""
+    if _chat.services is not None:
+        await _chat.services.answer(request, str(response))
 
 
 async def _apologise(request: QueuedRequest, error: str) -> None:

@@ -49,8 +49,13 @@ async def update_to_completed_reaction(source_type, message_id, response_token, 
 RESPONSE = """
 from bot_logic.services.api_service import note
 
+failures = {"the answer to sent late": 2}
+
 async def send_response(source_type, source_id, text, destination):
     note("send_response", source_type, source_id, text, destination)
+    if failures.get(text, 0) > 0:
+        failures[text] -= 1
+        raise ConnectionError("the platform is away")
 """
 MAIN = """
 import asyncio, logging, os
@@ -61,7 +66,7 @@ from streams_queue_compat.chat_api_queue import _chat
 
 logging.basicConfig(level=logging.DEBUG)
 _chat.queue.retry_delay_base = 0.05
-_chat.queue.max_retries = 1
+_chat.queue.max_retries = int(os.environ.get("MAX_RETRIES", "1"))
 
 async def main():
     ended = asyncio.Event()
@@ -93,8 +98,8 @@ def application(tmp_path: Path, programs):
     for module, source in {"api_service": API, "reaction_service": REACTION, "response_service": RESPONSE}.items():
         (services / f"{module}.py").write_text(source)
 
-    async def run(text: str, message_id: str = "m1") -> tuple[list[Any], str]:
-        program = programs(MAIN, TEXT=text, TOKEN=TOKEN, MESSAGE_ID=message_id)
+    async def run(text: str, message_id: str = "m1", **environment: str) -> tuple[list[Any], str]:
+        program = programs(MAIN, TEXT=text, TOKEN=TOKEN, MESSAGE_ID=message_id, **environment)
         out, noise = await asyncio.to_thread(program.communicate, timeout=20)
         assert program.returncode == 0, noise
         return [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()], out + noise
@@ -535,6 +540,17 @@ async def test_services_that_fail_once(application, redis):
     assert [note[0] for note in notes if note[0] != "callback"] == [
         "send_chat_message", "send_chat_message", "update_to_completed_reaction", "send_response",
     ]  # fmt: skip
+    assert await counted(redis, 1)
+
+
+async def test_an_answer_that_cannot_be_sent_at_once(application, redis):
+    """The work was done and paid for: only the sending is tried again."""
+    notes, _ = await application("sent late", MAX_RETRIES="2")
+    assert [note[1] for note in notes if note[0] == "callback"] == ["queued", "processing", "completed"]
+    assert [note[0] for note in notes if note[0] != "callback"] == [
+        "send_chat_message", "update_to_completed_reaction", "send_response", "send_response", "send_response",
+    ]  # fmt: skip
+    assert await redis.zcard("chat_api:queue:dlq") == 0
     assert await counted(redis, 1)
 
 
