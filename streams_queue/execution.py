@@ -170,6 +170,8 @@ class Execution(Generic[Payload]):
         self.lease, self.fields = delivery
         self.message = message
         self.scope = anyio.CancelScope()
+        self.loop = asyncio.get_running_loop()
+        """Where it is to be finished, whichever loop the handler may run in another thread."""
         self.lost = False
         """Another worker may have the message: cancelled, and nothing is written any more."""
         self.settled: str | None = None

@@ -23,6 +23,7 @@ from streams_queue_compat.redis_queue_manager import (
     STATUS_PROCESSING,
     RedisQueueManager,
     documented,
+    in_its_loop,
 )
 from streams_queue_compat.requests import QueuedRequest, StatusCallback
 
@@ -319,7 +320,7 @@ async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -
         outcome = failure(execution, error)
         if isinstance(error, _CallFailed):  # in the service's own words
             outcome = msgspec.structs.replace(outcome, error=outcome.error.removeprefix(f"{_CallFailed.__name__}: "))
-        await execution.settle(outcome)
+        await in_its_loop(execution, execution.settle(outcome))
         if execution.settled == STATUS_ERROR:  # and only now: before, another attempt was to come
             await _apologise(request, _scrubbed(str(error) or type(error).__name__, request))
         return None
@@ -331,7 +332,7 @@ async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -
 
 async def _finish(request: QueuedRequest, execution: Execution[Any], response: Any) -> Any:
     await _send(request, response)
-    if await execution.complete(response):
+    if await in_its_loop(execution, execution.complete(response)):
         await _count_processed()
     return response
 

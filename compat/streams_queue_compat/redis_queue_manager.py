@@ -93,6 +93,13 @@ def documented(
     return decorate
 
 
+async def in_its_loop(execution: Execution[Any], call: Coroutine[Any, Any, bool]) -> bool:
+    """Finish a delivery where its worker runs: a process function may have a loop of its own, in another thread."""
+    if asyncio.get_running_loop() is execution.loop:
+        return await call
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, execution.loop))
+
+
 def _cause(error: StreamsQueueError) -> str:
     cause = error.__cause__  # its repr may hold the payload
     return "" if cause is None else f" (cause: {type(cause).__name__}: {cause})"
@@ -244,7 +251,7 @@ class RedisQueueManager:
         """Take the message out and free its dedup slot; by whoever works on it, the documented way to finish it."""
         execution = self._execution_of(message_id)
         if execution is not None:
-            return await execution.complete()
+            return await in_its_loop(execution, execution.complete())
         engine = await self._engine()
         delivery = engine.held(message_id)
         if delivery is None:
@@ -261,7 +268,7 @@ class RedisQueueManager:
         """Make the message a dead letter."""
         execution = self._execution_of(message_id)
         if execution is not None:
-            return await execution.give_up(str(error))
+            return await in_its_loop(execution, execution.give_up(str(error)))
         engine = await self._engine()
         failure = Failure(_lease_of(engine, message_id), 0.0, "rejected", str(error))
         (answer,) = await engine.transitions.dead_letter(
@@ -280,7 +287,7 @@ class RedisQueueManager:
         """
         execution = self._execution_of(message_id)
         if execution is not None:
-            return await execution.fail("")
+            return await in_its_loop(execution, execution.fail(""))
         engine = await self._engine()
         retries = int(number((await engine.fields(message_id)).get("retry_count")))
         delay = retry_delay(self.retry_delay_base, retries + 1)
@@ -315,10 +322,10 @@ class RedisQueueManager:
         True for a message that this process works on: its lease is this lock. A lock on a waiting message keeps workers
         away from it.
         """
-        engine = await self._engine()
         execution = self._execution_of(message_id)
         if execution is not None:
             return not execution.lost
+        engine = await self._engine()
         delivery = engine.held(message_id)
         if delivery is not None:
             return await engine.keep(delivery, self.lock_expiry)
@@ -333,8 +340,10 @@ class RedisQueueManager:
     @documented(lambda: False)
     async def release_lock(self, message_id: str, owner: str) -> bool:
         """Free the lock; False when somebody else holds it. The lease of a message being worked on stays as it is."""
+        if self._execution_of(message_id) is not None:
+            return True
         engine = await self._engine()
-        if self._execution_of(message_id) is not None or engine.held(message_id):
+        if engine.held(message_id) is not None:
             return True
         return await engine.transitions.unlock(self._keys.lock(message_id), owner)
 

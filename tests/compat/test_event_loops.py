@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
+import pytest
+
+from helpers import until
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 SCRIPT = """
@@ -85,3 +89,36 @@ def test_loops_side_by_side_never_get_the_same_message(at_server, prefix):
     for thread in threads:
         thread.join(10)
     assert None not in got and len(set(got)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "becomes"),
+    [
+        ("remove_message", (), "completed"),
+        ("retry_message", (), "retry"),
+        ("move_to_dlq", ("hopeless",), "error"),
+        ("try_acquire_lock", ("me",), "completed"),
+        ("release_lock", ("me",), "completed"),
+    ],
+)
+async def test_a_process_function_with_a_loop_of_its_own(managers, caplog, name, arguments, becomes):
+    """In a thread, as where it calls code that blocks; the calls on its own message are still its outcome."""
+    manager = managers(retry_delay_base=3600)
+    answers: list[Any] = []
+    statuses: list[str] = []
+
+    async def process(id: str) -> None:
+        async def call() -> None:
+            answers.append(await getattr(manager, name)(id, *arguments))
+
+        await asyncio.to_thread(lambda: asyncio.run(call()))
+
+    async def callback(message: Any, status: str, response: Any, error: str | None) -> None:
+        statuses.append(status)
+
+    await manager.start_processor(process)
+    await manager.enqueue({"a": "b"}, callback)
+    await until(lambda: becomes in statuses)
+    assert answers == [True]
+    await manager.stop_processor()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
