@@ -10,12 +10,12 @@ import msgspec
 
 from streams_queue.codec import decode_values, text
 from streams_queue.errors import ConfigurationError
-from streams_queue.execution import Execution, current, encoded_result, failure
+from streams_queue.execution import Execution, Reject, Retry, current, encoded_result, failure
 from streams_queue.model import Status
 from streams_queue.redaction import scrubbed
 from streams_queue.worker import Worker
 from streams_queue_compat.handlers import Handler, Services, find_handler
-from streams_queue_compat.logs import log_error
+from streams_queue_compat.logs import log_attempt, log_error
 from streams_queue_compat.processor import JointLock, Processor
 from streams_queue_compat.redis_queue_manager import (
     STATUS_COMPLETED,
@@ -320,6 +320,8 @@ async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -
         outcome = failure(execution, error)
         if isinstance(error, _CallFailed):  # in the service's own words
             outcome = msgspec.structs.replace(outcome, error=outcome.error.removeprefix(f"{_CallFailed.__name__}: "))
+        if not isinstance(error, (Retry, Reject)):
+            log_attempt(logger, execution.message, outcome.error)
         await in_its_loop(execution, execution.settle(outcome))
         if execution.settled == STATUS_ERROR:  # and only now: before, another attempt was to come
             await _apologise(request, _scrubbed(str(error) or type(error).__name__, request))

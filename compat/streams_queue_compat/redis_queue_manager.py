@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
@@ -13,14 +14,15 @@ import msgspec
 from streams_queue.backoff import retry_delay
 from streams_queue.codec import Codec, decode_values, encode_values, number
 from streams_queue.errors import InvalidMessage, StreamsQueueError
-from streams_queue.execution import Execution, Policy, current
+from streams_queue.execution import Execution, Policy, Reject, Retry, current
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
 from streams_queue.model import Lease, Message, Status
+from streams_queue.redaction import scrubbed
 from streams_queue.transitions import Failure, NewMessage
 from streams_queue.worker import Worker
 from streams_queue_compat.engine import Engine
-from streams_queue_compat.logs import log_error
+from streams_queue_compat.logs import log_attempt, log_error
 from streams_queue_compat.processor import Processor
 from streams_queue_compat.values import storable
 
@@ -425,7 +427,14 @@ class RedisQueueManager:
             worker.policy.max_retries = self.max_retries
             worker.policy.retry_delay = self.retry_delay_base
             worker.policy.dedup_expiry = max(1, round(self.dedup_expiry))
-            return await process_func(message.id)
+            try:
+                return await process_func(message.id)
+            except (Retry, Reject):
+                raise
+            except Exception as error:  # the engine logs it too, with its traceback, under its own name
+                words = scrubbed("".join(traceback.format_exception_only(error)), message.data)
+                log_attempt(logger, message, words)
+                raise
 
         return worker
 

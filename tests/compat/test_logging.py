@@ -105,6 +105,32 @@ async def empty(chat) -> bool:
     return bool(await chat.get_queue_length() == 0)
 
 
+async def test_each_failed_attempt_under_the_documented_name(chat, manager, caplog):
+    async def fail(*_: object) -> None:
+        raise ValueError(f"https://api/bot{TOKEN}/send:\nrefused")
+
+    for queue in (chat._chat.queue, manager):
+        queue.max_retries = 1
+    chat.configure(fail)
+    ids = [
+        await chat.enqueue_chat_request(*ARGUMENTS),
+        await manager.enqueue({"message": TEXT, "response_token": TOKEN}),
+    ]
+    await chat.start_queue_processor()
+    await manager.start_processor(fail)
+    expected = {
+        f"message {id} failed in attempt {attempt}: ValueError: https://api/bot***/send: refused"
+        for id in ids
+        for attempt in (1, 2)
+    }
+    await until(lambda: expected == {
+        record.getMessage() for record in caplog.records
+        if record.name.startswith("bot_logic.") and record.levelno == logging.WARNING
+    })  # fmt: skip
+    await chat.stop_queue_processor()
+    assert TEXT not in caplog.text and TOKEN not in caplog.text
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 async def test_failures(chat, caplog, by_hand):
     """The words of an application's own error are its own; the token in them is not shown."""
