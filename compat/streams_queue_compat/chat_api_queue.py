@@ -10,7 +10,7 @@ import msgspec
 
 from streams_queue.codec import decode_values, text
 from streams_queue.errors import ConfigurationError
-from streams_queue.execution import Execution, Reject, Retry, current, encoded_result, failure
+from streams_queue.execution import Execution, Failed, Reject, Retry, current, encoded_result, failure
 from streams_queue.model import Status
 from streams_queue.redaction import scrubbed
 from streams_queue.worker import Worker
@@ -175,7 +175,8 @@ async def enqueue_chat_request(
         status_callback=status_callback,
     )
 
-    async def tell(_: dict[str, Any], status: str, response: Any, error: str | None) -> None:
+    async def tell(message: dict[str, Any], status: str, response: Any, error: str | None) -> None:
+        request.retry_count = message["retry_count"]
         await request.notify_status(status, response, error)
 
     return await _chat.queue.enqueue(request.to_dict(), tell if status_callback else None)
@@ -313,23 +314,31 @@ async def _process_delivery(request: QueuedRequest, execution: Execution[Any]) -
     answer = None if _chat.services is None else text(execution.fields.get(ANSWER))
     if answer is not None:
         return await _finish(request, execution, answer)
+    limit = asyncio.timeout(HANDLER_TIMEOUT)
     try:
-        async with asyncio.timeout(HANDLER_TIMEOUT):
+        async with limit:
             response = await _respond(request)
     except Exception as error:  # noqa: BLE001  # every failure has an outcome, which logs it
-        outcome = failure(execution, error)
-        if isinstance(error, _CallFailed):  # in the service's own words
-            outcome = msgspec.structs.replace(outcome, error=outcome.error.removeprefix(f"{_CallFailed.__name__}: "))
-        if not isinstance(error, (Retry, Reject)):
-            log_attempt(logger, execution.message, outcome.error)
-        await in_its_loop(execution, execution.settle(outcome))
-        if execution.settled == STATUS_ERROR:  # and only now: before, another attempt was to come
-            await _apologise(request, _scrubbed(str(error) or type(error).__name__, request))
+        await _fail(request, execution, error, timed_out=limit.expired())
         return None
     await _report_completed(request, response)
     await _react(request)
     await _keep_answer(request.request_id, response)
     return await _finish(request, execution, response)
+
+
+async def _fail(request: QueuedRequest, execution: Execution[Any], error: Exception, *, timed_out: bool) -> None:
+    outcome, words = failure(execution, error), str(error) or type(error).__name__
+    if timed_out:
+        words = f"the handler took longer than {HANDLER_TIMEOUT:g} s"
+        outcome = Failed(execution.next_delay(), "timeout", words)
+    elif isinstance(error, _CallFailed):  # in the service's own words
+        outcome = msgspec.structs.replace(outcome, error=outcome.error.removeprefix(f"{_CallFailed.__name__}: "))
+    if not isinstance(error, (Retry, Reject)):
+        log_attempt(logger, execution.message, outcome.error)
+    await in_its_loop(execution, execution.settle(outcome))
+    if execution.settled == STATUS_ERROR:  # and only now: before, another attempt was to come
+        await _apologise(request, _scrubbed(words, request))
 
 
 async def _finish(request: QueuedRequest, execution: Execution[Any], response: Any) -> Any:

@@ -272,6 +272,7 @@ async def test_notify_status(caplog):
 async def test_a_configured_handler(chat, redis):
     requests: list[QueuedRequest] = []
     calls: list[Any] = []
+    retries: list[int] = []
 
     async def answer(request: QueuedRequest) -> str:
         requests.append(request)
@@ -281,6 +282,7 @@ async def test_a_configured_handler(chat, redis):
 
     async def callback(request: QueuedRequest, status: str, response: Any, error: str | None) -> None:
         assert request.status == status
+        retries.append(request.retry_count)
         calls.append((request.request_id, status, response, error))
 
     chat.configure(answer)
@@ -292,6 +294,7 @@ async def test_a_configured_handler(chat, redis):
     assert tuple(getattr(requests[1], name) for name in FIELDS) == ("u1", "twice", *ARGUMENTS[2:])
     assert [request.status for request in requests] == ["processing"] * 2
     assert [request.retry_count for request in requests] == [0, 1]
+    assert retries == [0, 0, 1, 1, 1]
     await until(lambda: counted(redis, 1))
     await chat.stop_queue_processor()
 
@@ -338,6 +341,27 @@ async def test_a_handler_may_instruct_like_a_native_one(chat, redis):
     assert await redis.zrange("chat_api:queue:dlq", 0, -1) == [ids[0]]
     assert await redis.hget(f"chat_api:msg:{ids[0]}", "error") == "not for us"
     await chat.stop_queue_processor()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [("slow", "timeout", "the handler took longer than 0.2 s"), ("raises", "error", "TimeoutError: the model's own")],
+)
+async def test_a_handler_that_takes_too_long(chat, redis, monkeypatch, text, reason, words):
+    async def answer(request: QueuedRequest) -> str:
+        if request.message == "raises":
+            raise TimeoutError("the model's own")
+        await asyncio.sleep(60)
+        return "yes"
+
+    monkeypatch.setattr(chat, "HANDLER_TIMEOUT", 0.2)
+    chat._chat.queue.max_retries = 0
+    chat.configure(answer)
+    id = await chat.enqueue_chat_request("u1", text, *ARGUMENTS[2:])
+    await chat.start_queue_processor()
+    await until(lambda: redis.zcard("chat_api:queue:dlq"))
+    await chat.stop_queue_processor()
+    assert await redis.hmget(f"chat_api:msg:{id}", "_sq_reason", "error") == [reason, words]
 
 
 async def test_requests_done_are_counted_and_failures_are_not(chat, redis):
