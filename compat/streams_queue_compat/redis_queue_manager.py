@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import math
 import time
 import traceback
 import uuid
@@ -13,7 +14,7 @@ import msgspec
 
 from streams_queue.backoff import retry_delay
 from streams_queue.codec import Codec, decode_values, encode_values, number
-from streams_queue.errors import InvalidMessage, StreamsQueueError
+from streams_queue.errors import ConfigurationError, InvalidMessage, StreamsQueueError
 from streams_queue.execution import Execution, Policy, Reject, Retry, current
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
@@ -229,7 +230,7 @@ class RedisQueueManager:
         _refuse_engine_fields(updates)
         fields, types = encode_values(storable(updates))
         delivery = engine.held(message_id)
-        if delivery is not None and not await engine.keep(delivery, self.lock_expiry):
+        if delivery is not None and not await engine.keep(delivery, self._lock_expiry):
             return False
         return await engine.transitions.update(message_id, self._codec.flatten(fields), types)
 
@@ -313,7 +314,7 @@ class RedisQueueManager:
         The same id again until it is finished by `remove_message`, `retry_message` or `move_to_dlq`. `update_message`
         renews the lease. Where this process dies, another gets the message when the lease has run out.
         """
-        return await (await self._engine()).next_held(self._lease, self.lock_expiry)
+        return await (await self._engine()).next_held(self._lease, self._lock_expiry)
 
     # ---- locks
 
@@ -330,9 +331,9 @@ class RedisQueueManager:
         engine = await self._engine()
         delivery = engine.held(message_id)
         if delivery is not None:
-            return await engine.keep(delivery, self.lock_expiry)
+            return await engine.keep(delivery, self._lock_expiry)
         deadline = asyncio.get_running_loop().time() + timeout
-        while not await engine.transitions.lock(self._keys.lock(message_id), owner, self.lock_expiry):
+        while not await engine.transitions.lock(self._lock_key(message_id), owner, self._lock_expiry):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 return False
@@ -347,7 +348,7 @@ class RedisQueueManager:
         engine = await self._engine()
         if engine.held(message_id) is not None:
             return True
-        return await engine.transitions.unlock(self._keys.lock(message_id), owner)
+        return await engine.transitions.unlock(self._lock_key(message_id), owner)
 
     @documented(lambda: False)
     async def clear_deduplication_key(self, user_id: str, message: str) -> bool:
@@ -456,8 +457,20 @@ class RedisQueueManager:
         return execution
 
     @property
+    def _lock_expiry(self) -> float:
+        expiry: Any = self.lock_expiry
+        if not (isinstance(expiry, (int, float)) and 0 < expiry < math.inf):
+            raise ConfigurationError(f"lock_expiry={expiry!r} is not a number above 0")
+        return expiry
+
+    @property
     def _lease(self) -> float:
-        return min(LEASE, self.lock_expiry)
+        return min(LEASE, self._lock_expiry)
+
+    def _lock_key(self, id: str) -> str:
+        if not id:
+            raise InvalidMessage("a lock without an id: name the message")
+        return self._keys.lock(id)
 
     def _policy(self) -> Policy:
         return Policy(

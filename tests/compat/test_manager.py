@@ -17,6 +17,7 @@ import pytest
 import servers
 from bot_logic.services.redis_queue_manager import RedisQueueManager
 from compat.old_programs import decoded, encoded
+from helpers import until
 
 VALUES: dict[str, Any] = {
     "text": "ä \x00\r\n\u202e 🎈",
@@ -493,3 +494,47 @@ async def test_other_keys_of_the_wrong_type(manager, redis, prefix):
     id = await manager.enqueue({"user_id": "u", "message": "hi"})
     assert await manager.get_next_message() == id
     assert await manager.remove_message(id) is True
+
+
+@pytest.mark.parametrize("expiry", [0, -1, float("nan"), float("inf"), "300", None])
+async def test_a_lock_expiry_that_is_none(managers, caplog, redis, prefix, expiry):
+    manager = managers(lock_expiry=expiry)
+    runs: list[str] = []
+
+    async def process(id: str) -> None:
+        runs.append(id)
+
+    id = await manager.enqueue({"a": "b"})
+    reason = f"lock_expiry={expiry!r} is not a number above 0"
+    for name, arguments, no in (("get_next_message", (), None), ("try_acquire_lock", ("other", "me"), False)):
+        assert await getattr(manager, name)(*arguments) is no
+        assert f"{name}: {reason}" in caplog.text
+    assert not await redis.exists(f"{prefix}:lock:other")
+    await manager.start_processor(process)
+    await until(lambda: f"the processor cannot work at present, trying on: {reason}" in caplog.text)
+    assert runs == []
+    manager.lock_expiry = 2
+    await until(lambda: runs == [id])
+
+
+async def test_a_held_message_and_a_lock_expiry_that_is_none(manager, caplog):
+    await manager.enqueue({"a": "b"})
+    id = await manager.get_next_message()
+    manager.lock_expiry = 0
+    assert await manager.update_message(id, {"a": "c"}) is False
+    assert await manager.try_acquire_lock(id, "me") is False
+    assert caplog.text.count("lock_expiry=0 is not a number above 0") == 2
+    assert await manager.remove_message(id) is True
+
+
+async def test_a_lock_needs_an_id(manager, caplog, redis, prefix):
+    assert await manager.try_acquire_lock("", "me") is False
+    assert await manager.release_lock("", "me") is False
+    assert not await redis.exists(f"{prefix}:lock:")
+    assert caplog.text.count("a lock without an id") == 2
+
+
+async def test_an_id_that_cannot_be_encoded(manager, caplog):
+    assert await manager.get_message("\ud800") is None
+    assert await manager.update_message("\ud800", {"a": "b"}) is False
+    assert caplog.text.count("cannot be encoded") >= 2
