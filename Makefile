@@ -1,5 +1,4 @@
-# `make demo` needs nothing but Python >= 3.11 and make, `make test` a C compiler as well:
-# each sets up a private .venv first.
+# `make demo` and `make test` need nothing but Python >= 3.11 and make: each sets up a private .venv first.
 
 PYTHON ?= python3
 VENV := .venv

@@ -196,7 +196,7 @@ async def get_user_request(user_id: str) -> QueuedRequest | None:
 
 
 async def get_queue_length() -> int:
-    """Requests in main and retry. O(1)."""
+    """Requests in main and retry. O(number of workers)."""
     return await _chat.queue.get_queue_length()
 
 

@@ -236,7 +236,7 @@ class RedisQueueManager:
 
     @documented(lambda: 0)
     async def get_queue_length(self, include_retry: bool = True, include_dlq: bool = False) -> int:
-        """Messages in main, and in retry and dlq where asked for. O(1)."""
+        """Messages in main, and in retry and dlq where asked for. O(number of workers)."""
         stats = await (await self._engine()).queue.stats()
         return stats.main + (stats.retry if include_retry else 0) + (stats.dead if include_dlq else 0)
 
