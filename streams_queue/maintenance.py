@@ -3,11 +3,15 @@
 import asyncio
 import logging
 import math
+from collections.abc import Awaitable, Callable
+
+import anyio
 
 from streams_queue import failpoints
 from streams_queue.errors import StreamsQueueError
 from streams_queue.execution import Policy
-from streams_queue.transitions import Reconciled, Transitions, Turn
+from streams_queue.reconciliation import Reconciliation
+from streams_queue.transitions import Transitions, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -18,11 +22,11 @@ TURN = 3.0
 """Seconds (or one lease, if that is shorter) for which one worker keeps the upkeep to itself; when it dies another
 takes over after that."""
 
-FULL_PASS = 60.0
-"""Seconds between two full passes over main, when nothing hints at a difference before."""
+PRUNE_EVERY = 60.0
+"""Seconds between two looks at consumers that have gone."""
 
-ADOPTED_TTL = 3600
-"""Seconds that an old producer's message lives: the documented ``default_ttl``."""
+PROMOTE_WITHIN = 0.5
+"""Seconds of a round that promoting takes at most; a new round follows at once where more is due."""
 
 
 class Maintenance:
@@ -45,24 +49,40 @@ class Maintenance:
         self._answered_at = -math.inf
         self._sweep_at = 0.0
         self._prune_at = 0.0
-        self._pass_at = 0.0
-        self._difference = 0
-        self._gap = INTERVAL
+        self._more_due = False
+        self._reconciliation = Reconciliation(transitions, policy)
 
     async def run(self) -> None:
         """Look after the queue until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._patiently, self._turns)
+            tasks.start_soon(self._patiently, self._passes)
+
+    async def _patiently(self, work: Callable[[], Awaitable[bool]]) -> None:
+        """Do this each interval, at once again where there is more of it; a server that is away is said once."""
         failing = False
         while True:
+            more = False
             try:
-                await self._take_turn()
-                if self.in_turn:
-                    await self.round()
+                more = await work()
                 failing = False
             except StreamsQueueError as error:
                 if not failing:
                     logger.warning("the queue cannot be looked after at present: %s", error)
                 failing = True
-            await asyncio.sleep(min(INTERVAL, self.lease / 6))
+            await asyncio.sleep(0 if more else min(INTERVAL, self.lease / 6))
+
+    async def _turns(self) -> bool:
+        await self._take_turn()
+        if self.in_turn:
+            await self.round()
+        return self._more_due
+
+    async def _passes(self) -> bool:
+        """Beside the rounds: a pass over a long queue holds up nothing."""
+        if self.in_turn:
+            await self._reconciliation.keep_on()
+        return False
 
     async def _take_turn(self) -> None:
         """A turn is over before leases run out that are renewed in time: so where the server was frozen or away for
@@ -83,25 +103,30 @@ class Maintenance:
     async def round(self, *, full: bool = False) -> int:
         """Do what is due (everything, when `full`); the number of messages that came into line by it."""
         now, maintainer = self._now(), self._consumer if self.in_turn else ""
-        moved = await self.promote()
-        moved += await self.reconcile(full=full)
+        moved = await self.promote(PROMOTE_WITHIN if not full else math.inf)
+        moved += await (self._reconciliation.look_at_all() if full else self._reconciliation.look_at_newest())
         if full or now >= self._sweep_at:
             self._sweep_at = now + max(INTERVAL, self.lease / 6)
             moved += await self.sweep(maintainer)
         if now >= self._prune_at:
-            self._prune_at = now + FULL_PASS
-            await self._transitions.prune("", idle=max(FULL_PASS, 10 * self.lease))
+            self._prune_at = now + PRUNE_EVERY
+            await self._transitions.prune("", idle=max(PRUNE_EVERY, 10 * self.lease))
         return moved
+
+    async def glance(self) -> int:
+        """A bounded piece of it, for a queue that has no worker: a round, and a step of a pass."""
+        return await self.round() + await self._reconciliation.advance()
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
-    async def promote(self) -> int:
-        """Everything that is due, in line."""
-        more, moved = True, 0
-        while more:
-            more, promoted = await self._transitions.promote()
+    async def promote(self, within: float) -> int:
+        """What is due, in line, as far as one gets in `within` seconds."""
+        deadline, moved = self._now() + within, 0
+        self._more_due = True
+        while self._more_due and self._now() < deadline:
+            self._more_due, promoted = await self._transitions.promote()
             moved += promoted
             if promoted:
                 failpoints.hit("mid_promote")
@@ -123,33 +148,3 @@ class Maintenance:
                 logger.warning("%d messages of dead workers handed back, %d given up", swept.recovered, swept.dead)
                 failpoints.hit("mid_sweep")
         return moved
-
-    async def reconcile(self, *, full: bool = False) -> int:
-        """What outsiders put into main, given an entry; a full pass where the counts ask for it, and once a minute."""
-        now = self._now()
-        newest = await self._step("")
-        changed = newest.difference != self._difference
-        if not (full or changed or now >= self._pass_at):
-            return newest.adopted
-        adopted, self._difference = await self._full_pass()
-        # Ids that wait for their body, or that a lock taken by hand holds up, differ for a while: look less and less
-        # often.
-        self._gap = INTERVAL if changed or adopted else min(2 * self._gap, FULL_PASS)
-        self._pass_at = now + (self._gap if self._difference else FULL_PASS)
-        return newest.adopted + adopted
-
-    async def _full_pass(self) -> tuple[int, int]:
-        cursor, adopted, difference = "0", 0, 0
-        while True:
-            step = await self._step(cursor)
-            adopted += step.adopted
-            cursor, difference = step.cursor, step.difference
-            if cursor == "0":
-                return adopted, difference
-            if self.in_turn and self._now() - self._answered_at > self._turn / 3:
-                await self._take_turn()  # a pass over a long queue takes longer than one
-
-    async def _step(self, cursor: str) -> Reconciled:
-        return await self._transitions.reconcile(
-            cursor, adopted_ttl=ADOPTED_TTL, dedup_expiry=self._policy.dedup_expiry
-        )

@@ -101,6 +101,7 @@ class Worker(Generic[Payload]):
         self._transitions = queue.transitions
         self._executions: dict[Lease, Execution[Payload] | None] = {}
         self._alone = False
+        self._running = False
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -150,16 +151,24 @@ class Worker(Generic[Payload]):
         When cancelled it hands back what it holds. It rides out a server that is away, and installs no signal handlers.
 
         Raises:
-            ConfigurationError: no handler, or workers of this queue live with another lease.
+            ConfigurationError: no handler, workers of this queue live with another lease, or it runs already.
             QueueUnavailable: the server cannot be reached at the start.
         """
         if self._handler is None:
             raise ConfigurationError("this worker has no handler: decorate one with @worker.handler")
-        self.consumer = consumer_name()
-        await self.queue.open()
-        await self._transitions.join(self.consumer, self._lease)
-        logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
-        run = _Run(self, self._handler)
+        if self._running:
+            raise ConfigurationError("this worker runs already: make another one to run beside it")
+        self._running = True
+        try:
+            self.consumer = consumer_name()
+            await self.queue.open()
+            await self._transitions.join(self.consumer, self._lease)
+            logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
+            await self._work_on(_Run(self, self._handler), burst)
+        finally:
+            self._running = False
+
+    async def _work_on(self, run: "_Run[Payload]", burst: bool) -> None:
         run.keeper.start()
         try:
             async with anyio.create_task_group() as background:
@@ -171,7 +180,7 @@ class Worker(Generic[Payload]):
                         claiming.start_soon(self._claim, run, handlers, claiming.cancel_scope, burst)
                         await self._stopping.wait()
                         claiming.cancel_scope.cancel()
-                    await self._drain(handlers)
+                    await self._drain(run, handlers)
                 background.cancel_scope.cancel()
         finally:
             run.keeper.stop()
@@ -266,7 +275,7 @@ class Worker(Generic[Payload]):
 
     # ---- leaving
 
-    async def _drain(self, handlers: anyio.abc.TaskGroup) -> None:
+    async def _drain(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup) -> None:
         """Wait for handlers, then interrupt them; what is being settled has a moment more."""
         with anyio.move_on_after(self._grace):
             await self._all_done()
@@ -275,7 +284,21 @@ class Worker(Generic[Payload]):
                 execution.scope.cancel()
         with anyio.move_on_after(HAND_BACK_WITHIN):
             await self._all_done()
+        await self._give_back_stubborn(run)
         handlers.cancel_scope.cancel()
+
+    async def _give_back_stubborn(self, run: "_Run[Payload]") -> None:
+        """A handler that swallows its cancellation keeps this worker, but not its message."""
+        leases = list(self._executions)
+        if not leases:
+            return
+        logger.error("%d handlers of worker %s do not heed their cancellation", len(leases), self.consumer)
+        for lease in leases:
+            run.keeper.drop(lease)
+            execution = self._executions[lease]
+            if execution is not None:
+                execution.lost = True
+        await run.claimer.release(leases)
 
     async def _all_done(self) -> None:
         while self._executions:

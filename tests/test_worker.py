@@ -476,6 +476,39 @@ async def test_a_handler_that_does_not_heed_its_cancellation(queue):
     assert await queue.result(id, timeout=1) == "done"
 
 
+async def test_a_handler_that_never_heeds_it_keeps_its_worker_but_not_its_message(queue, caplog):
+    go = asyncio.Event()
+
+    async def stubborn(message):
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+
+    id = (await queue.enqueue({})).id
+    worker = worker_of(queue, stubborn, grace=0.1)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: processing(queue))
+    worker.stop()
+    other = Handler(lambda message: "done elsewhere")
+    async with running(worker_of(queue, other.handle)):
+        assert await queue.result(id, timeout=5) == "done elsewhere"
+    assert "do not heed their cancellation" in caplog.text
+    assert not run.done()
+    go.set()
+    await asyncio.wait_for(run, 3)
+    assert (await queue.stats()).counters["completed_messages"] == 1
+
+
+async def test_one_worker_runs_once_at_a_time(queue):
+    worker = worker_of(queue, Handler().handle)
+    async with running(worker):
+        await until(lambda: worker._running)
+        with pytest.raises(ConfigurationError, match="runs already"):
+            await worker.run()
+
+
 async def processing(queue: Queue[Any]) -> int:
     return (await queue.stats()).processing
 

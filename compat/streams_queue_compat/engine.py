@@ -154,7 +154,7 @@ class Engine:
         await self.transitions.join(self.consumer, lease)
         if self._maintenance is None or self._maintenance.lease != lease:
             self._maintenance = Maintenance(self.transitions, self.consumer, lease, policy)
-        await self._maintenance.round()
+        await self._maintenance.glance()
         while True:
             claimed = await self.transitions.claim(self.consumer, 1, lock=lock)
             for delivery in claimed.deliveries:

@@ -1,7 +1,8 @@
 -- dead_letter: processing -> dead letter. With an empty entry it is an order from outside, as in retry.
 -- KEYS     house, then per message: message lock done
 -- ARGV     consumer dead_letter_ttl, then per message: id entry delivery reason error
--- RETURNS  per message: "error" (it is a dead letter now) | "stale" | "gone"
+-- RETURNS  per message: "error" (it is a dead letter now, or was one) | "stale" | "gone" (it had left the line, and was
+--          dropped)
 --- include house
 --- include place
 --- include ownership
@@ -16,8 +17,12 @@ local function give_up(id, entry, delivery, reason, error)
   if entry == '' then
     if not body then return 'gone' end
     if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
+    if is_dead_letter(id) then return 'error' end
   elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
     return settled_before(id, body, token) or 'stale'
+  elseif not call('ZSCORE', MAIN, id) then
+    drop_taken_out(id, body)
+    return 'gone'
   end
   bury(id, body, now, dead_letter_ttl, reason, error)
   call('HSET', message_key(id), '_sq_settled', token)

@@ -16,31 +16,26 @@ local wrong = wrong_type()
 if wrong then return wrong end
 local now, repaired, expired = server_time(), 0, 0
 
-local function after(a, b)
-  local a_ms, a_seq = string.match(a, '^(%d+)%-(%d+)$')
-  local b_ms, b_seq = string.match(b, '^(%d+)%-(%d+)$')
-  a_ms, a_seq, b_ms, b_seq = tonumber(a_ms), tonumber(a_seq), tonumber(b_ms), tonumber(b_seq)
-  return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
-end
-
 local delivered_up_to = {}
 for _, letter in ipairs(PRIORITIES) do
-  local groups = try('XINFO', 'GROUPS', STREAMS[letter])
-  delivered_up_to[letter] = '0-0'
+  local groups, last = try('XINFO', 'GROUPS', STREAMS[letter]), '0-0'
   if not failed(groups) then
     for _, info in ipairs(groups) do
       local group = {}
       for i = 1, #info, 2 do group[info[i]] = info[i + 1] end
-      if group.name == GROUP then delivered_up_to[letter] = group['last-delivered-id'] end
+      if group.name == GROUP then last = group['last-delivered-id'] end
     end
   end
+  local ms, seq = string.match(last, '^(%d+)%-(%d+)$')
+  delivered_up_to[letter] = {ms = tonumber(ms), seq = tonumber(seq)}
 end
 
 -- An entry lives while a worker will still be given it, or holds it: one that was delivered to a consumer whom
 -- somebody deleted is neither.
-local function lives(letter, entry)
+local function lives(letter, entry, ms, seq)
   if not entry_exists(letter, entry) then return false end
-  if after(entry, delivered_up_to[letter]) then return true end
+  local last = delivered_up_to[letter]
+  if ms > last.ms or (ms == last.ms and seq > last.seq) then return true end
   return call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
 end
 
@@ -75,14 +70,33 @@ local function adopt(id, body)
   repaired = repaired + 1
 end
 
+-- Nearly every id has a body and a living entry: that is all that is read of it.
+local function is_well(id)
+  local seen = try('HMGET', message_key(id), 'timestamp', '_sq_entry')
+  if failed(seen) or not seen[1] or not seen[2] then return false end
+  local letter, ms, seq = string.match(seen[2], '^([hnl])(%d+)%-(%d+)$')
+  return letter and lives(letter, string.sub(seen[2], 2), tonumber(ms), tonumber(seq))
+end
+
 local function look_at(id)
+  if is_well(id) then return end
   local body = read_body(id)
   if not body then return note_bodiless(id) end
-  if lives(letter_of(body), live_entry(body)) or call('EXISTS', lock_key(id)) == 1 then return end
+  if call('EXISTS', lock_key(id)) == 1 then return end
   adopt(id, body)
 end
 
+-- Who was taken out of main by hand, entry and all, is still in a line of priorities.
+local function leave_lines()
+  for _, line in pairs(LINES) do
+    for _, id in ipairs(call('ZRANGE', line, 0, limit - 1)) do
+      if not call('ZSCORE', MAIN, id) then call('ZREM', line, id) end
+    end
+  end
+end
+
 local next_cursor = ''
+if cursor == '0' then leave_lines() end
 if cursor == '' then
   local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
   for i = #newest, 1, -1 do look_at(newest[i]) end

@@ -16,9 +16,7 @@ local function release(id, entry, delivery)
   if not holds(id, body, consumer, entry, delivery, lease_ms) then return 'stale' end
   local letter, live = letter_of(body), live_entry(body)
   if not call('ZSCORE', MAIN, id) then
-    drop_entry(letter, live)
-    call('DEL', lock_key(id))
-    bound_orphan(id)
+    drop_taken_out(id, body)
     return 'gone'
   end
   hand_back(id, body, letter, live)

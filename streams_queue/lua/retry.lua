@@ -37,12 +37,11 @@ local function fail(id, entry, delivery, delay, reason, error)
   if entry == '' then
     if not body or not place_of(id) then return 'gone' end
     if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
+    if is_dead_letter(id) then return 'error' end
   elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
     return settled_before(id, body, token) or 'stale'
   elseif not call('ZSCORE', MAIN, id) then
-    drop_entry(letter_of(body), live_entry(body))
-    call('DEL', lock_key(id))
-    bound_orphan(id)
+    drop_taken_out(id, body)
     return 'gone'
   end
   local retries = number(body.retry_count, 0) + 1

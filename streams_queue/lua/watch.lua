@@ -6,9 +6,17 @@
 --- include place
 local channel = ARGV[1]
 
+-- The status of a message that is not finished. The field is believed only as far as it can be true: callers may write it.
+local function status_in_line(id, body)
+  if body._sq_owner then return 'processing' end
+  if call('ZSCORE', RETRY, id) then return 'retry' end
+  if call('ZSCORE', SCHEDULED, id) then return 'scheduled' end
+  return 'queued'
+end
+
 local function watch(id)
   local body = read_body(id)
-  if body and body.status == 'error' and call('ZSCORE', DLQ, id) then
+  if body and is_dead_letter(id) then
     return {'error', call('HGET', message_key(id), 'error') or ''}
   end
   if not body and place_of(id) then return {'expired', ''} end
@@ -18,7 +26,7 @@ local function watch(id)
       -- Refused at maxmemory: who listens looks again now and then.
       try('HSET', message_key(id), '_sq_listener', listeners == '' and channel or listeners .. ' ' .. channel)
     end
-    return {body.status or 'queued', ''}
+    return {status_in_line(id, body), ''}
   end
   local marker = try('GET', done_key(id))
   if type(marker) ~= 'string' then return {} end

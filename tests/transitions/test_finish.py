@@ -367,3 +367,24 @@ async def test_every_transition_is_told_to_those_who_listen_and_to_nobody_else(q
             assert message["channel"] == f"{queue.keys.prefix}:events:x"
             told.append(message["data"])
     assert told == ["a\nprocessing\n", "a\nretry\nno", "a\nprocessing\n", "a\ncompleted\n1"]
+
+
+# ---- what became of it meanwhile
+
+
+@pytest.mark.parametrize("finish", ["retry", "dead_letter", "release"])
+async def test_a_message_that_was_taken_out_while_it_ran_is_dropped_and_its_hash_kept_for_a_while(queue: Queue, finish):
+    lease = await queue.processing("a")
+    await queue.redis.zrem(queue.keys.main, "a")
+    assert await getattr(queue, finish)(lease) == "gone"
+    table = await queue.table()
+    assert "stream" not in table and "queue:dlq" not in table and "queue:retry" not in table
+    assert 0 < table["ttl"]["msg:a"] <= 3600
+
+
+async def test_a_dead_letter_dies_once(queue: Queue):
+    await queue.dead("a")
+    before = await queue.table()
+    assert await queue.dead_letter(outside("a")) == "error"
+    assert await queue.retry(outside("a")) == "error"
+    assert await queue.table() == before

@@ -194,6 +194,19 @@ async def test_a_hash_without_a_place_is_not_watched(queue: Queue):
     assert await queue.table() == before
 
 
+@pytest.mark.parametrize("word", ["completed", "error", "removed", "a word of the caller's"])
+async def test_the_status_that_a_caller_wrote_ends_nothing(queue: Queue, word):
+    """`update_message` may write the field: it is believed only as far as it can be true."""
+    await queue.retrying("retry")
+    await queue.processing("processing")
+    await queue.enqueue("scheduled", delay=100)
+    await queue.enqueue("queued")
+    ids = ["retry", "processing", "scheduled", "queued"]
+    for id in ids:
+        await queue.redis.hset(queue.keys.message(id), "status", word)
+    assert await queue.transitions.watch("channel", ids) == [(id, b"") for id in ids]
+
+
 async def test_what_has_a_place_but_no_body_has_expired(queue: Queue):
     await queue.enqueue("a")
     await queue.redis.delete(queue.keys.message("a"))
@@ -391,12 +404,13 @@ async def test_a_shared_lock_lasts_anew_for_everybody_of_its_name(queue: Queue):
     assert await t.lock(key, "processor", 60, shared=True) is False
 
 
-async def test_a_lock_of_another_type_is_somebody_else_s(queue: Queue):
+async def test_a_lock_of_another_type_is_somebody_else_s_and_one_held_jointly_is_an_error(queue: Queue):
     key = queue.keys.lock("a")
     await queue.redis.rpush(key, "item")
     await queue.redis.expire(key, 60)
     assert await queue.transitions.lock(key, "one", 60) is False
-    assert await queue.transitions.lock(key, "one", 60, shared=True) is False
+    with pytest.raises(ConfigurationError, match=f"WRONGTYPE {key}"):
+        await queue.transitions.lock(key, "one", 60, shared=True)
     assert await queue.transitions.unlock(key, "one") is False
 
 

@@ -101,7 +101,17 @@ async def test_in_a_backlog_of_100000_a_new_id_is_found_without_reading_all(queu
     await queue.old("a")
     await queue.redis.config_resetstat()
     assert await queue.quick_look() == (1, 0)
-    assert (await queue.redis.info("commandstats"))["cmdstat_hmget"]["calls"] <= 500
+    assert (await queue.redis.info("commandstats"))["cmdstat_hmget"]["calls"] <= 2 * 500
+
+
+async def test_who_was_taken_out_entry_and_all_leaves_the_line_of_its_priority(queue: Queue):
+    await queue.enqueue("a", "b", priority="high")
+    await queue.redis.zrem(queue.keys.main, "a")
+    await queue.delete_stream()
+    await queue.redis.delete(queue.keys.streams["h"])
+    await queue.redis.expire(queue.keys.message("a"), 60)
+    await queue.full_pass()
+    assert await queue.redis.zrange(queue.keys.lines["h"], 0, -1) == ["b"]
 
 
 # ---- dead letters and retries moved by hand

@@ -30,6 +30,13 @@ local function settled_before(id, body, token)
   end
 end
 
+-- A message that somebody took out of the line while its handler ran: its entry is dropped, its hash never deleted.
+local function drop_taken_out(id, body)
+  drop_entry(letter_of(body), live_entry(body))
+  call('DEL', lock_key(id))
+  bound_orphan(id)
+end
+
 -- Dead letter: body kept for as long as dead letters are, slot freed.
 local function bury(id, body, now, dead_letter_ttl, reason, error)
   local letter, entry = letter_of(body), live_entry(body)

@@ -80,6 +80,8 @@ local function place_of(id)
   return call('ZSCORE', MAIN, id) or call('ZSCORE', RETRY, id) or call('ZSCORE', SCHEDULED, id) or call('ZSCORE', DLQ, id)
 end
 
+local function is_dead_letter(id) return call('ZSCORE', DLQ, id) and not call('ZSCORE', MAIN, id) end
+
 -- A time to live that EXPIRE accepts, whatever a caller or a damaged hash asks for: refused in the middle, it would leave
 -- half of a script done.
 local CENTURY = 100 * 365 * 86400
