@@ -1,6 +1,7 @@
 """`streams-queue worker MODULE:OBJECT`: run a worker of the application's own in this process."""
 
 import asyncio
+import logging
 import signal
 from typing import Annotated, Any
 
@@ -10,7 +11,10 @@ import typer
 from streams_queue.cli.target import load_worker
 from streams_queue.cli.terminal import LogLevel, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
+from streams_queue.settings import Address
 from streams_queue.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 EPILOG = """\
 \b
@@ -56,6 +60,11 @@ def worker(
         loaded = load_worker(target)
         if concurrency is not None:
             loaded.concurrency = concurrency
+        if loaded.queue.settings.address == Address("embedded"):
+            logger.warning(
+                "embedded:// is a server of this process alone: nobody else can send messages to this worker; "
+                "name one that all can reach, for example by REDIS_URL"
+            )
         asyncio.run(serve(loaded, burst=burst))
     except StreamsQueueError as error:
         fail_by(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,17 @@ async def test_it_adds_up_on_any_server(server, redis, tmp_path):
             embedded.kill()
             given.kill()
     assert await redis.keys("*") == []  # its own prefix, and nothing of it left
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_leaves_nothing_behind(server, redis, tmp_path, number):
+    with start(tmp_path, REDIS_URL=server.url) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "kill -9 of worker" in line)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert await redis.keys("*") == []
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,13 @@ def test_a_server_that_cannot_be_reached(start, url, code, error):
     assert "pass" not in log
 
 
+def test_a_server_that_nobody_else_can_reach(start, folder):
+    for url, warnings in (("embedded://", 1), (f"embedded://{folder}/data", 0)):
+        code, log = end(start("jobs:worker", "--burst", "--log-level", "warning", STREAMS_QUEUE_URL=url))
+        assert code == 0, log
+        assert log.count("embedded:// is a server of this process alone") == log.count("\n") == warnings
+
+
 def test_concurrency_is_checked_wherever_it_is_set(start):
     assert end(start("jobs:worker", "--concurrency", "0"))[0] == 2
     worker: Worker[Any] = Worker(Queue("q", url="redis://127.0.0.1:1"), concurrency=3)

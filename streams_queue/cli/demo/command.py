@@ -1,6 +1,7 @@
 """What the `demo` command does: read, play, judge."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 import typer
@@ -18,6 +19,8 @@ REQUESTS = 300
 def run(path: Path | None) -> None:
     """Play the demo with the requests in the file, or with made-up ones."""
     console = Console()
+    # As Ctrl-C: the workers end, and the keys go.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         messages = read(path) if path is not None else made_up(REQUESTS)
         found, ledger = asyncio.run(play(messages, console))
