@@ -38,7 +38,8 @@ def main() -> None:
     lines, failing = _lines(), 0
     mark = _measured(options.server)
     for fault in chosen:
-        row = asyncio.run(scenario.run(fault, options.server, full=not options.smoke))
+        with scenario.environment():
+            row = asyncio.run(scenario.run(fault, options.server, full=not options.smoke))
         failing += bool(row.broken)
         line = _line(row, mark)
         print(f"{line}   {row.seconds:.0f} s", flush=True)

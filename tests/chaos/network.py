@@ -106,7 +106,7 @@ def _slow(name: str, what: str, mode: Mode, count: tuple[int, int]) -> None:
     fault("13", what)(slow)
 
 
-_slow("latency", "latency of 0 to 500 ms on every packet", Mode.DELAY, (10, 1_000))
+_slow("latency", "latency of 0 to 500 ms on every packet", Mode.DELAY, (10, 200))
 _slow("fragments", "fragments of one byte", Mode.TRICKLE, (20, 500))
 
 

@@ -36,10 +36,10 @@ def _killed_server(fsync: str) -> None:
         async with lab.lane() as lane:
             await lane.start(2)
             async with lane.producing(100, do="sleep", seconds=0.005):
-                await lane.enqueue(lab.size(300, 5_000), do="sleep", seconds=0.005)
+                await lane.enqueue(lab.size(300, 20_000), do="sleep", seconds=0.005)
                 for _ in range(kills):
                     begun = lane.ledger.count("start")
-                    await lane.started(begun + lab.size(30, 100))
+                    await lane.started(begun + lab.size(30, 500))
                     server.kill()
                     await asyncio.to_thread(server.start)
                     await _resumed(lane)
@@ -154,7 +154,7 @@ async def _under_load(
     async with lab.lane() as lane, lab.server.client(single_connection_client=True) as admin:
         await admin.ping()
         await lane.start(2)
-        async with lane.producing(50, do="sleep", seconds=0.01):
+        async with lane.producing(100, do="sleep", seconds=0.01):
             for _ in range(rounds):
                 await lane.started(lane.ledger.count("start") + 20)
                 await outage(admin)

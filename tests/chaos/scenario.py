@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import tempfile
@@ -58,13 +59,15 @@ def fault(number: str, what: str, *, seconds: float = 600.0) -> Callable[[Inject
     return register
 
 
+def environment() -> contextlib.AbstractContextManager[object]:
+    """What all clients of the lab are told: patience of a second."""
+    return mock.patch.dict(os.environ, REDIS_TIMEOUT="1.0")
+
+
 async def run(scenario: Scenario, server: str, *, full: bool) -> Row:
     """Inject a fault; whatever goes wrong is a row that does not hold."""
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as directory,
-        mock.patch.dict(os.environ, REDIS_TIMEOUT="1.0"),
-    ):
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as directory:
         nursery = await Nursery.open()
         lab = Lab(Path(directory), server, nursery, full=full)
         try:

@@ -74,8 +74,21 @@ async def main(orders: Orders, ready: Callable[[], None]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
     with anyio.CancelScope() as scope:
         async with queue:
-            ready()
+            _when_it_has_joined(ready)
             await worker.run()
+
+
+def _when_it_has_joined(ready: Callable[[], None]) -> None:
+    """Call it when the worker says that it works: before, a server that is away ends it."""
+
+    def said(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.INFO:
+            ready()
+        return record.levelno > logging.INFO
+
+    voice = logging.getLogger("streams_queue.worker")
+    voice.setLevel(logging.INFO)
+    voice.addFilter(said)
 
 
 async def _drive(orders: Orders, ledger: Ledger, ready: Callable[[], None]) -> None:

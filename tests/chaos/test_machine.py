@@ -1,0 +1,16 @@
+"""The queue against its model; `make chaos` has many more examples.
+
+A failing sequence is printed as Python, with a line ``@reproduce_failure(...)`` to put above the machine; it is also
+kept, and comes first in the next run.
+"""
+
+from __future__ import annotations
+
+from hypothesis.stateful import run_state_machine_as_test
+
+from chaos.machine import Machine, settings
+
+
+def test_the_queue_is_as_its_model(server):
+    Machine.server = server
+    run_state_machine_as_test(Machine, settings=settings(30))
