@@ -13,19 +13,11 @@ if wrong then return wrong end
 local lease_ms, now = number(call('HGET', META, 'lease_ms'), 0), server_time()
 
 local function give_up(id, entry, delivery, reason, error)
-  local body, token = read_body(id), token_of(entry, delivery)
-  if entry == '' then
-    if not body then return 'gone' end
-    if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
-    if is_dead_letter(id) then return 'error' end
-  elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
-    return settled_before(id, body, token) or 'stale'
-  elseif not call('ZSCORE', MAIN, id) then
-    drop_taken_out(id, body)
-    return 'gone'
-  end
+  local body = read_body(id)
+  local refused = refusal(id, body, consumer, entry, delivery, lease_ms)
+  if refused then return refused end
   bury(id, body, now, dead_letter_ttl, reason, error)
-  call('HSET', message_key(id), '_sq_settled', token)
+  call('HSET', message_key(id), '_sq_settled', token_of(entry, delivery))
   return 'error'
 end
 

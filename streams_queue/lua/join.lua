@@ -10,13 +10,8 @@ local consumer, lease_ms, schema = ARGV[1], number(ARGV[2]), number(ARGV[3])
 -- A worker that lives reads or renews well within its lease.
 local function somebody_lives(lease)
   for _, letter in ipairs(PRIORITIES) do
-    local consumers = try('XINFO', 'CONSUMERS', STREAMS[letter], GROUP)
-    if not failed(consumers) then
-      for _, info in ipairs(consumers) do
-        local seen = {}
-        for i = 1, #info, 2 do seen[info[i]] = info[i + 1] end
-        if not NO_WORKERS[seen.name] and seen.name ~= consumer and seen.idle < lease then return true end
-      end
+    for _, seen in ipairs(info_about('CONSUMERS', STREAMS[letter], GROUP)) do
+      if not NO_WORKERS[seen.name] and seen.name ~= consumer and seen.idle < lease then return true end
     end
   end
 end

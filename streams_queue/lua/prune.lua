@@ -14,16 +14,11 @@ local now = server_time()
 
 local deleted = 0
 for _, letter in ipairs(PRIORITIES) do
-  local consumers = try('XINFO', 'CONSUMERS', STREAMS[letter], GROUP)
-  if not failed(consumers) then
-    for _, info in ipairs(consumers) do
-      local seen = {}
-      for i = 1, #info, 2 do seen[info[i]] = info[i + 1] end
-      -- DELCONSUMER forgets what the consumer still holds: only in the same script that saw it hold nothing.
-      if seen.pending == 0 and (seen.name == consumer or seen.idle >= idle_ms) then
-        call('XGROUP', 'DELCONSUMER', STREAMS[letter], GROUP, seen.name)
-        deleted = deleted + 1
-      end
+  for _, seen in ipairs(info_about('CONSUMERS', STREAMS[letter], GROUP)) do
+    -- DELCONSUMER forgets what the consumer still holds: only in the same script that saw it hold nothing.
+    if seen.pending == 0 and (seen.name == consumer or seen.idle >= idle_ms) then
+      call('XGROUP', 'DELCONSUMER', STREAMS[letter], GROUP, seen.name)
+      deleted = deleted + 1
     end
   end
 end

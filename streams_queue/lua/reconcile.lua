@@ -18,13 +18,9 @@ local now, repaired, expired = server_time(), 0, 0
 
 local delivered_up_to = {}
 for _, letter in ipairs(PRIORITIES) do
-  local groups, last = try('XINFO', 'GROUPS', STREAMS[letter]), '0-0'
-  if not failed(groups) then
-    for _, info in ipairs(groups) do
-      local group = {}
-      for i = 1, #info, 2 do group[info[i]] = info[i + 1] end
-      if group.name == GROUP then last = group['last-delivered-id'] end
-    end
+  local last = '0-0'
+  for _, group in ipairs(info_about('GROUPS', STREAMS[letter])) do
+    if group.name == GROUP then last = group['last-delivered-id'] end
   end
   local ms, seq = string.match(last, '^(%d+)%-(%d+)$')
   delivered_up_to[letter] = {ms = tonumber(ms), seq = tonumber(seq)}

@@ -34,16 +34,8 @@ end
 
 local function fail(id, entry, delivery, delay, reason, error)
   local body, token = read_body(id), token_of(entry, delivery)
-  if entry == '' then
-    if not body or not place_of(id) then return 'gone' end
-    if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
-    if is_dead_letter(id) then return 'error' end
-  elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
-    return settled_before(id, body, token) or 'stale'
-  elseif not call('ZSCORE', MAIN, id) then
-    drop_taken_out(id, body)
-    return 'gone'
-  end
+  local refused = refusal(id, body, consumer, entry, delivery, lease_ms)
+  if refused then return refused end
   local retries = number(body.retry_count, 0) + 1
   if retries <= max_retries then return wait_for_retry(id, body, token, retries, number(delay, 0), error) end
   if error == '' then error = call('HGET', message_key(id), 'last_error') or 'given up after ' .. max_retries .. ' retries' end

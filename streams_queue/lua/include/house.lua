@@ -24,6 +24,18 @@ local function done_key(id) return PREFIX .. ':done:' .. id end
 
 local function number(value, default) return tonumber(value) or default end
 
+-- What XINFO answers, names and values one after the other, as tables.
+local function info_about(kind, stream, ...)
+  local rows = try('XINFO', kind, stream, ...)
+  local tables = {}
+  if failed(rows) then return tables end  -- no stream, or no group
+  for i, row in ipairs(rows) do
+    tables[i] = {}
+    for k = 1, #row, 2 do tables[i][row[k]] = row[k + 1] end
+  end
+  return tables
+end
+
 -- Seconds since the epoch, by the server's clock, to the microsecond.
 local function server_time()
   local time = call('TIME')

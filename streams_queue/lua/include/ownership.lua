@@ -37,6 +37,22 @@ local function drop_taken_out(id, body)
   bound_orphan(id)
 end
 
+-- What to answer instead of failing a message that is not the caller's to fail; nothing where it is. With an empty entry
+-- it is an order from outside, which asks about nobody's delivery.
+local function refusal(id, body, consumer, entry, delivery, lease_ms)
+  local token = token_of(entry, delivery)
+  if entry == '' then
+    if not body or not place_of(id) then return 'gone' end
+    if delivery ~= '' and body._sq_settled == token then return settled_before(id, body, token) end
+    if is_dead_letter(id) then return 'error' end
+  elseif not holds(id, body, consumer, entry, delivery, lease_ms) then
+    return settled_before(id, body, token) or 'stale'
+  elseif not call('ZSCORE', MAIN, id) then
+    drop_taken_out(id, body)
+    return 'gone'
+  end
+end
+
 -- Dead letter: body kept for as long as dead letters are, slot freed.
 local function bury(id, body, now, dead_letter_ttl, reason, error)
   local letter, entry = letter_of(body), live_entry(body)
