@@ -172,7 +172,7 @@ async def old_and_new(lab: Lab) -> None:
 
 
 async def _read_as_old_tools_do(lane: Lane, done: asyncio.Event) -> None:
-    """Read messages in one transaction each until it is done; AssertionError where a documented key does not say what it must."""
+    """Read messages in one transaction each, until `done`; AssertionError where a key does not say what it must."""
     keys = lane.queue.keys
     async with lane.lab.server.client() as client:
         while not done.is_set():

@@ -7,7 +7,7 @@ import re
 
 from chaos.scenario import SCENARIOS, Scenario
 
-ROOMS = ("kills", "callers", "outages", "network", "edits", "upkeep", "byhand", "access", "model")
+ROOMS = ("kills", "callers", "outages", "network", "edits", "upkeep", "byhand", "access", "several", "model")
 """The files that hold scenarios."""
 
 for _room in ROOMS:

@@ -138,8 +138,9 @@ class Nursery:
 class Lane:
     """One queue, its workers and its ledger. Several lanes on one server are runs of a fault side by side."""
 
-    def __init__(self, lab: Lab, name: str, queue: Queue[Any]) -> None:
+    def __init__(self, lab: Lab, name: str, queue: Queue[Any], url: str) -> None:
         self.lab = lab
+        self.url = url
         self.name = name
         self.queue = queue
         self.ledger = Ledger(lab.directory / f"{name}.ledger")
@@ -206,7 +207,7 @@ class Lane:
     async def _bear(self, armed: str, url: str | None, orders: dict[str, Any]) -> Process:
         log = self.lab.directory / f"{self.name}-{len(self.workers)}.log"
         orders = {
-            "url": url or self.lab.server.url, "prefix": self.name, "ledger": str(self.ledger.path),
+            "url": url or self.url, "prefix": self.queue.keys.prefix, "ledger": str(self.ledger.path),
             "lease": self.lab.lease, **orders,
         }  # fmt: skip
         worker = await self.lab.nursery.worker(self, log, orders, {failpoints.VARIABLE: armed})
@@ -270,7 +271,7 @@ class Lab:
         self.full = full
         self.lease = 2.0 if full else 1.0
         self.tally = Tally()
-        self._server_name = server
+        self.server_name = server
         self._server: servers.Server | None = None
         self._servers: list[servers.Server] = []
         self._names = itertools.count()
@@ -293,21 +294,25 @@ class Lab:
     def serve(self, *arguments: str) -> servers.Server:
         """Start a server of the scenario's own; it is `server` from now on."""
         place = self.directory / f"server-{len(self._servers)}"
-        self._server = servers.start(self._server_name, place, *arguments)
+        self._server = servers.start(self.server_name, place, *arguments)
         self._servers.append(self._server)
         return self._server
+
+    def judged_by(self, server: servers.Server) -> None:
+        """The keys are on this server now."""
+        self._server = server
 
     def size(self, smoke: int, full: int) -> int:
         """How often, by the size that was asked for."""
         return full if self.full else smoke
 
     @contextlib.asynccontextmanager
-    async def lane(self, **options: Any) -> AsyncIterator[Lane]:
-        """A queue of its own on the server."""
+    async def lane(self, url: str | None = None, prefix: str = "{}") -> AsyncIterator[Lane]:
+        """A queue of its own, on the server or where the URL leads; its prefix is its name, or holds that."""
         name = f"q{next(self._names)}"
-        url = options.pop("url", self.server.url)
-        async with Queue[Any](name, url=url, **options) as queue:
-            lane = Lane(self, name, queue)
+        url = url or self.server.url
+        async with Queue[Any](prefix.format(name), url=url) as queue:
+            lane = Lane(self, name, queue, url)
             try:
                 yield lane
             finally:

@@ -79,6 +79,7 @@ async def judge(
     *,
     duplicates: int = 0,
     gone: Collection[str] = (),
+    at_risk: Collection[str] = (),
     recovery: float | None = None,
     overlaps: bool = False,
     counted: bool = True,
@@ -90,6 +91,7 @@ async def judge(
     Args:
         duplicates: runs beyond the first that the fault may cause.
         gone: ids that a caller or a TTL took out.
+        at_risk: ids that a failover may lose, as they were accepted just before it; counted all the same.
         recovery: seconds allowed for it; None: as the lab has it.
         overlaps: a worker was cut off or stopped, so a run that had lost its lease may still have been going on.
         counted: whether the statistics are to add up.
@@ -101,8 +103,8 @@ async def judge(
     accepted, ended = lane.ledger.ids("accepted"), lane.ledger.ids("end")
 
     lost = sorted(accepted - ended - state.placed - set(gone))
-    if lost:
-        broken.append(f"I1: {len(lost)} lost, {', '.join(lost[:3])} among them")
+    if unexpected := sorted(set(lost) - set(at_risk)):
+        broken.append(f"I1: {len(unexpected)} lost, {', '.join(unexpected[:3])} among them")
     broken += await _bodies_and_places(lane, state, set(bodies_of))
 
     runs = lane.ledger.runs()
