@@ -14,7 +14,6 @@ from helpers import LEASE, queue_at, until
 from streams_queue import Queue, Worker
 from streams_queue.maintenance import Maintenance
 
-
 SLOW_MACHINE = 2
 """How many times slower than a quiet machine of two cores this one may be at the moment."""
 
