@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -53,6 +54,30 @@ def _killed_server(fsync: str) -> None:
 
 for _fsync in ("always", "everysec"):
     _killed_server(_fsync)
+
+
+@fault("9", "power lost, AOF everysec: kill -9 of the server, and the end of its file cut off")
+async def power_lost(lab: Lab) -> None:
+    """Lost is only what was accepted in the last second; the rest is consistent, and work goes on."""
+    server = lab.serve("--appendonly", "yes", "--appendfsync", "everysec")
+    losses, at_risk = lab.size(2, 20), set[str]()
+    async with lab.lane() as lane:
+        await lane.start(2)
+        async with lane.producing(200, do="sleep", seconds=0.02):
+            await lane.enqueue(100 * losses + 100, do="sleep", seconds=0.02)  # so that the newest wait
+            for _ in range(losses):
+                await lane.started(lane.ledger.count("start") + 100)
+                server.kill()
+                killed = time.monotonic()
+                at_risk |= {entry.id for entry in lane.ledger.entries() if entry.at > killed - 1.0}
+                file = max(server.directory.rglob("*.aof"), key=lambda path: path.stat().st_mtime)
+                os.truncate(file, max(0, file.stat().st_size - random.randrange(20_000)))
+                await asyncio.to_thread(server.start)
+                await _resumed(lane)
+                lab.tally.runs += 1
+        await lane.idle(120)
+        again = sum(entry.word == "end" and entry.id in at_risk for entry in lane.ledger.entries())
+        await lane.judge(duplicates=losses * IN_FLIGHT + again, at_risk=at_risk, overlaps=True)
 
 
 # ---- 10: forgetful
