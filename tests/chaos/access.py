@@ -48,8 +48,10 @@ async def denied(lab: Lab) -> None:
         port = server.port
         await _refused(f"redis://:wrong-{PASSWORD}@127.0.0.1:{port}", works=False)
         await _refused(f"redis://127.0.0.1:{port}", works=False)
+        lab.tally.runs += 2
         before = await admin.dump(lane.queue.keys.message(id))
-        for command in _commands():
+        # Redis 6.2 cannot be asked beforehand: there the first call that needs the command says so.
+        for command in () if lab.server_name == "redis-6.2" else _commands():
             await admin.execute_command(
                 "ACL", "SETUSER", "u", "reset", "on", f">{PASSWORD}", "~*", "&*", "+@all", f"-{command}"
             )

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import servers
 from chaos.lab import Lab, Lane
 from chaos.scenario import fault
 from helpers import until
@@ -58,7 +59,11 @@ for _fsync in ("always", "everysec"):
 
 @fault("9", "power lost, AOF everysec: kill -9 of the server, and the end of its file cut off")
 async def power_lost(lab: Lab) -> None:
-    """Lost is only what was accepted in the last second; the rest is consistent, and work goes on."""
+    """Lost is only what was accepted in the last second; the rest is consistent, and work goes on.
+
+    A server that finds its file cut off within a transaction leaves a MULTI without EXEC in it, and at its next start
+    takes what follows for part of that: so the file is written anew first, as an operator should have it.
+    """
     server = lab.serve("--appendonly", "yes", "--appendfsync", "everysec")
     losses, at_risk = lab.size(2, 20), set[str]()
     async with lab.lane() as lane:
@@ -73,11 +78,23 @@ async def power_lost(lab: Lab) -> None:
                 file = max(server.directory.rglob("*.aof"), key=lambda path: path.stat().st_mtime)
                 os.truncate(file, max(0, file.stat().st_size - random.randrange(20_000)))
                 await asyncio.to_thread(server.start)
+                await _file_written_anew(server)
                 await _resumed(lane)
                 lab.tally.runs += 1
         await lane.idle(120)
         again = sum(entry.word == "end" and entry.id in at_risk for entry in lane.ledger.entries())
         await lane.judge(duplicates=losses * IN_FLIGHT + again, at_risk=at_risk, overlaps=True)
+
+
+async def _file_written_anew(server: servers.Server) -> None:
+    async with server.client() as client:
+        await client.bgrewriteaof()
+
+        async def written() -> bool:
+            found = await client.info("persistence")
+            return not (found["aof_rewrite_in_progress"] or found["aof_rewrite_scheduled"])
+
+        await until(written, 30, "the file written anew")
 
 
 # ---- 10: forgetful
@@ -205,7 +222,7 @@ async def frozen(lab: Lab) -> None:
     await _under_load(lab, freeze)
 
 
-@fault("11", "LOADING: the server answers, but reads its data still")
+@fault("11", "LOADING: the server answers, but reads its data still", not_on=("redis-6.2",))
 async def loading(lab: Lab) -> None:
     """As an outage: nothing crashes, nothing is lost that was saved."""
     server = lab.serve("--save", "3600 1", "--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024")
@@ -238,7 +255,7 @@ async def busy(lab: Lab) -> None:
 @fault("11", "MISCONF: snapshots fail, and so writes are refused")
 async def misconfigured(lab: Lab) -> None:
     """Refusals are ridden out; no script is half done."""
-    lab.serve("--save", "3600 1000000", "--dbfilename", "blocked.rdb")
+    lab.serve("--dbfilename", "blocked.rdb")
     obstacle = lab.server.directory / "blocked.rdb"
 
     async def saved(admin: Any) -> bool:
@@ -247,6 +264,7 @@ async def misconfigured(lab: Lab) -> None:
         return bool((await admin.info("persistence"))["rdb_last_bgsave_status"] == "ok")
 
     async def refuse(admin: Any) -> None:
+        await admin.config_set("save", "3600 1000000")
         obstacle.unlink(missing_ok=True)
         obstacle.mkdir()
         assert not await saved(admin)

@@ -26,6 +26,8 @@ class Scenario(NamedTuple):
     inject: Injection
     seconds: float
     """After so many, at full size, something hangs."""
+    not_on: tuple[str, ...]
+    """Servers that cannot be made to have this fault."""
 
     def __str__(self) -> str:
         return f"{self.number}-{self.name}"
@@ -48,12 +50,14 @@ class Row(NamedTuple):
 SCENARIOS: list[Scenario] = []
 
 
-def fault(number: str, what: str, *, seconds: float = 600.0) -> Callable[[Injection], Injection]:
+def fault(
+    number: str, what: str, *, seconds: float = 600.0, not_on: tuple[str, ...] = ()
+) -> Callable[[Injection], Injection]:
     """Decorator: a scenario of this fault of the list. `what` is what the table calls it."""
 
     def register(inject: Injection) -> Injection:
         assert inspect.getdoc(inject), "say what must hold"
-        SCENARIOS.append(Scenario(number, inject.__name__, what, inject, seconds))
+        SCENARIOS.append(Scenario(number, inject.__name__, what, inject, seconds, not_on))
         return inject
 
     return register
