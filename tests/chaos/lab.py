@@ -277,14 +277,19 @@ class Lab:
         self._names = itertools.count()
 
     @property
+    def _noise(self) -> float:
+        """Seconds for a busy machine: the full run, which writes its figures down, makes no such allowance."""
+        return 0.0 if self.full else 5.0
+
+    @property
     def recovery(self) -> float:
         """Seconds in which what a dead worker held is at work again (I7)."""
-        return self.lease + maintenance.INTERVAL + 1.0
+        return self.lease + maintenance.INTERVAL + 1.0 + self._noise
 
     @property
     def after_outage(self) -> float:
         """Seconds in which work goes on after an outage of the server (I7)."""
-        return 2 * self.lease + maintenance.INTERVAL + 1.0
+        return 2 * self.lease + maintenance.INTERVAL + 1.0 + self._noise
 
     @property
     def server(self) -> servers.Server:

@@ -149,7 +149,9 @@ async def _state(lane: Lane) -> State:
         for key in (keys.main, keys.retry, keys.scheduled, keys.dlq):
             queues[key] = {str(id) for id in await client.zrange(key, 0, -1)}
         start = keys.message("")
-        bodies = {key.removeprefix(start) async for key in client.scan_iter(f"{start}*", count=5000)}
+        found = [key async for key in client.scan_iter(f"{start}*", count=5000, _type="hash")]
+        # A live body has a timestamp: a tool that writes a field just after the end leaves a hash that is none.
+        bodies = {key.removeprefix(start) for key in found if await client.hexists(key, "timestamp")}
     return State(queues, bodies)
 
 
