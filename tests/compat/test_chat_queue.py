@@ -213,7 +213,7 @@ async def test_looking_up_a_user_or_a_position_does_not_grow_with_the_queue(chat
                 pipe.zadd("chat_api:queue:main", {f"w{n}": n})
             await pipe.execute()
         last = await chat.enqueue_chat_request(f"last {waiting}", *ARGUMENTS[1:])
-        await chat.get_user_request("somebody")
+        await chat.get_queue_position((await chat.get_user_request(f"last {waiting}")).request_id)  # scripts are loaded
         await redis.config_resetstat()
         assert (await chat.get_user_request(f"last {waiting}")).request_id == last
         user = await commands()
