@@ -1,21 +1,18 @@
 """The only door to Redis: one typed coroutine for each Lua file, and the few plain reads.
 
-Each script's contract stands in its header (``lua/*.lua``) and, for the arguments, in its `Script` here; a test
-compares the two. Arguments that have another shape fail here, before Redis sees them.
+Arguments of another shape than a script takes fail here, before Redis sees them.
 """
 
-import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar, cast
 
 from redis import exceptions
 
+from streams_queue import scripts
 from streams_queue.codec import Fields, fields_of
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
@@ -41,58 +38,6 @@ _Argument = str | bytes | int | float
 
 class NotJoined(QueueUnavailable):
     """The queue has no consumer groups or no lease: never joined, or its keys are gone. Join it (again)."""
-
-
-class Script(NamedTuple):
-    """What one Lua file takes: names of its leading arguments, of each message's, and of each message's keys."""
-
-    name: str
-    head: tuple[str, ...] = ()
-    each: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    idempotent: bool = True
-    """Whether it may be sent again when a reply did not come."""
-
-
-ENQUEUE = Script(
-    "enqueue", ("dedup_expiry", "index_users"),
-    ("id", "priority", "delay", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
-)  # fmt: skip
-CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes", "alone"), idempotent=False)
-ADOPT = Script("adopt", ("consumer", "max_messages"), ("entry",), idempotent=False)
-RENEW = Script("renew", ("consumer", "lock_ms"), ("id", "entry", "delivery"), ("message", "lock"))
-COMPLETE = Script(
-    "complete", ("consumer", "result_ttl"), ("id", "entry", "delivery", "result"), ("message", "lock", "done")
-)
-RETRY = Script(
-    "retry", ("consumer", "max_retries", "dead_letter_ttl", "dedup_expiry"),
-    ("id", "entry", "delivery", "delay", "reason", "error"), ("message", "lock", "done"),
-)  # fmt: skip
-DEAD_LETTER = Script(
-    "dead_letter", ("consumer", "dead_letter_ttl"), ("id", "entry", "delivery", "reason", "error"),
-    ("message", "lock", "done"),
-)  # fmt: skip
-RELEASE = Script("release", ("consumer",), ("id", "entry", "delivery"), ("message", "lock"))
-SWEEP = Script("sweep", ("consumer", "max_deliveries", "dead_letter_ttl", "limit"), keys=("maintainer",))
-PROMOTE = Script("promote", ("limit",))
-REMOVE = Script("remove", ("only_dead",), ("id",), ("message", "lock", "done"))
-REQUEUE = Script("requeue", ("dedup_expiry",), ("id",), ("message", "lock", "done"))
-RECONCILE = Script("reconcile", ("cursor", "limit", "adopted_ttl", "dedup_expiry"))
-JOIN = Script("join", ("consumer", "lease_ms", "schema"))
-PRUNE = Script("prune", ("consumer", "idle_ms"))
-UPDATE = Script("update", ("id", "types"), keys=("message",), idempotent=True)
-READ = Script("read", (), ("id",), ("message",))
-STATS = Script("stats")
-POSITION = Script("position", (), ("id",))
-WATCH = Script("watch", ("channel",), ("id",), ("message", "done"))
-FIRST_OF_USER = Script("first_of_user", keys=("user",))
-LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
-UNLOCK = Script("unlock", ("owner",), keys=("lock",))
-
-SCRIPTS = (
-    ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
-    JOIN, PRUNE, UPDATE, READ, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
-)  # fmt: skip
 
 
 class NewMessage(NamedTuple):
@@ -171,22 +116,6 @@ class Reconciled(NamedTuple):
     difference: int
 
 
-@cache
-def source(name: str) -> str:
-    """The text of a script, with what it includes put in place."""
-    folder = files("streams_queue") / "lua"
-    lines = (folder / f"{name}.lua").read_text().splitlines()
-    return "\n".join(
-        (folder / "include" / f"{line.split()[2]}.lua").read_text() if line.startswith("--- include ") else line
-        for line in lines
-    )
-
-
-@cache
-def _sha(name: str) -> str:
-    return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest()
-
-
 def batches(items: Iterable[Item], size: int = BATCH) -> Iterable[list[Item]]:
     """The items in lists of at most `size`."""
     iterator = iter(items)
@@ -216,18 +145,18 @@ class Transitions:
             rows = [_row_of_new(message) for message in batch]
             keys = [key for message in batch for key in self._keys_of_new(message)]
             fields = [message.fields for message in batch]
-            reply = await self._run(ENQUEUE, (dedup_expiry, int(index_users)), rows, keys, fields)
+            reply = await self._run(scripts.ENQUEUE, (dedup_expiry, int(index_users)), rows, keys, fields)
             answers += [Enqueued(_id(row[0]), _status(row[1]), len(row) > 2) for row in reply]
         return answers
 
     async def promote(self) -> tuple[bool, int]:
         """Put what is due in line: (whether more is due, how many were promoted)."""
-        more, promoted = await self._run(PROMOTE, (BATCH,))
+        more, promoted = await self._run(scripts.PROMOTE, (BATCH,))
         return bool(more), promoted
 
     async def requeue(self, ids: Sequence[str], *, dedup_expiry: int) -> list[str]:
         """Dead letters back in line: ``queued``, ``missing`` or ``expired`` for each."""
-        return await self._each(REQUEUE, (dedup_expiry,), [(id,) for id in ids])
+        return await self._each(scripts.REQUEUE, (dedup_expiry,), [(id,) for id in ids])
 
     # ---- to a worker
 
@@ -238,7 +167,7 @@ class Transitions:
             ConfigurationError: workers with another lease live, or a newer engine wrote the queue.
         """
         wanted = round(lease * 1000)
-        in_force, schema = await self._run(JOIN, (consumer, wanted, SCHEMA))
+        in_force, schema = await self._run(scripts.JOIN, (consumer, wanted, SCHEMA))
         if schema > SCHEMA:
             raise ConfigurationError(
                 f"queue {self.keys.prefix!r} has schema {schema}, this engine knows {SCHEMA}: upgrade streams-queue"
@@ -262,11 +191,11 @@ class Transitions:
                 renew.
         """
         head = (consumer, _milliseconds(lock), min(max_messages, BATCH), _CLAIM_BYTES, int(alone))
-        return _claimed(await self._run(CLAIM, head))
+        return _claimed(await self._run(scripts.CLAIM, head))
 
     async def adopt(self, consumer: str, entries: Sequence[str], max_messages: int) -> Claimed:
         """Take the entries that a blocking read delivered; what is over `max_messages` is handed back."""
-        return _claimed(await self._run(ADOPT, (consumer, max_messages), [(entry,) for entry in entries]))
+        return _claimed(await self._run(scripts.ADOPT, (consumer, max_messages), [(entry,) for entry in entries]))
 
     async def wait(self, reader: Any, consumer: str, block: float) -> list[str]:
         """Wait up to `block` seconds for new entries, on a connection of its own; they must be adopted.
@@ -298,14 +227,14 @@ class Transitions:
     async def renew(self, consumer: str, leases: Sequence[Lease], *, lock: float | None = None) -> list[bool]:
         """Begin these leases afresh, as `claim` does: for each, whether the consumer still holds the message."""
         head = (consumer, _milliseconds(lock))
-        return [answer == "held" for answer in await self._each(RENEW, head, [_row(lease) for lease in leases])]
+        return [answer == "held" for answer in await self._each(scripts.RENEW, head, [_row(lease) for lease in leases])]
 
     # ---- out of a worker's hands
 
     async def complete(self, consumer: str, done: Sequence[tuple[Lease, bytes]], *, result_ttl: int) -> list[str]:
         """Finish messages with their encoded results: ``completed`` or ``stale`` for each."""
         rows = [(*_row(lease), result) for lease, result in done]
-        return await self._each(COMPLETE, (consumer, result_ttl), rows)
+        return await self._each(scripts.COMPLETE, (consumer, result_ttl), rows)
 
     async def retry(
         self,
@@ -318,22 +247,24 @@ class Transitions:
     ) -> list[str]:
         """Have messages tried again later, or given up: ``retry``, ``error``, ``stale`` or ``gone`` for each."""
         rows = [(*_row(failure.lease), failure.delay, failure.reason, failure.error) for failure in failures]
-        return await self._each(RETRY, (consumer, max_retries, dead_letter_ttl, dedup_expiry), rows)
+        return await self._each(scripts.RETRY, (consumer, max_retries, dead_letter_ttl, dedup_expiry), rows)
 
     async def dead_letter(self, consumer: str, failures: Sequence[Failure], *, dead_letter_ttl: int) -> list[str]:
         """Give messages up: ``error``, ``stale`` or ``gone`` for each."""
         rows = [(*_row(failure.lease), failure.reason, failure.error) for failure in failures]
-        return await self._each(DEAD_LETTER, (consumer, dead_letter_ttl), rows)
+        return await self._each(scripts.DEAD_LETTER, (consumer, dead_letter_ttl), rows)
 
     async def release(self, consumer: str, leases: Sequence[Lease]) -> list[str]:
         """Hand messages back uncharged: ``queued``, ``stale`` or ``gone`` for each."""
-        return await self._each(RELEASE, (consumer,), [_row(lease) for lease in leases])
+        return await self._each(scripts.RELEASE, (consumer,), [_row(lease) for lease in leases])
 
     async def remove(self, ids: Sequence[str], *, only_dead: bool = False) -> list[bool]:
         """Take messages out, wherever they stand (or only dead letters): for each, whether there was one."""
         reply: list[int] = []
         for batch in batches(ids):
-            reply += await self._run(REMOVE, (int(only_dead),), [(id,) for id in batch], self._keys_of(REMOVE, batch))
+            reply += await self._run(
+                scripts.REMOVE, (int(only_dead),), [(id,) for id in batch], self._keys_of(scripts.REMOVE, batch)
+            )
         return [bool(answer) for answer in reply]
 
     # ---- maintenance
@@ -341,7 +272,7 @@ class Transitions:
     async def sweep(self, *, max_deliveries: int, dead_letter_ttl: int, maintainer: str = "") -> Swept:
         """Recover what dead workers held; nothing where it is not the maintainer's turn any more."""
         head = (maintainer, max_deliveries, dead_letter_ttl, BATCH)
-        reply = await self._run(SWEEP, head, (), [self.keys.maintainer])
+        reply = await self._run(scripts.SWEEP, head, (), [self.keys.maintainer])
         more_dead, more_unlocked, recovered, dead = reply
         return Swept(bool(more_dead), bool(more_unlocked), recovered, dead)
 
@@ -349,62 +280,70 @@ class Transitions:
         """Mend what outsiders did to main: the newest scores (empty cursor), or a step of a full pass (from
         ``"0"``).
         """
-        after, adopted, expired, difference = await self._run(RECONCILE, (cursor, BATCH, adopted_ttl, dedup_expiry))
+        after, adopted, expired, difference = await self._run(
+            scripts.RECONCILE, (cursor, BATCH, adopted_ttl, dedup_expiry)
+        )
         return Reconciled(after.decode(), adopted, expired, difference)
 
     async def prune(self, consumer: str, idle: float) -> int:
         """Forget consumers that hold nothing: this one, and all that gave no sign for `idle` seconds."""
-        return cast(int, await self._run(PRUNE, (consumer, round(idle * 1000))))
+        return cast(int, await self._run(scripts.PRUNE, (consumer, round(idle * 1000))))
 
     # ---- for callers
 
     async def update(self, id: str, fields: Sequence[bytes], types: bytes) -> bool:
         """Write fields of a message's hash; False when there is no such message."""
-        return bool(await self._run(UPDATE, (id, types or b"{}"), (), [self.keys.message(id)], [fields]))
+        return bool(await self._run(scripts.UPDATE, (id, types or b"{}"), (), [self.keys.message(id)], [fields]))
 
     async def positions(self, ids: Sequence[str]) -> list[tuple[int | None, int | None]]:
         """(position, ahead) for each, None where it is in no queue. O(log n) each."""
         reply: list[list[int]] = []
         for batch in batches(ids):
-            reply += await self._run(POSITION, (), [(id,) for id in batch])
+            reply += await self._run(scripts.POSITION, (), [(id,) for id in batch])
         return [(None, None) if position < 0 else (position, ahead) for position, ahead in reply]
 
     async def watch(self, channel: str, ids: Sequence[str]) -> list[tuple[Status, bytes] | None]:
         """How messages stand, with their result or error; unfinished ones are told of on `channel` from now on."""
         replies: list[list[bytes]] = []
         for batch in batches(ids):
-            replies += await self._run(WATCH, (channel,), [(id,) for id in batch], self._keys_of(WATCH, batch))
+            replies += await self._run(
+                scripts.WATCH, (channel,), [(id,) for id in batch], self._keys_of(scripts.WATCH, batch)
+            )
         return [(_status(reply[0]), reply[1]) if reply else None for reply in replies]
 
     async def first_of_user(self, user_id: str) -> str | None:
         """The id of a user's first message in main. O(log n), and the user's own messages."""
-        found = await self._run(FIRST_OF_USER, (), (), [self.keys.user(user_id)])
+        found = await self._run(scripts.FIRST_OF_USER, (), (), [self.keys.user(user_id)])
         return None if found is None else _id(found)
 
     async def lock(self, key: str, owner: str, ttl: float, *, shared: bool = False) -> bool:
         """Take a lock for `ttl` seconds; a shared one also when this owner's name holds it already."""
-        return bool(await self._run(LOCK, (owner, max(1, round(ttl * 1000)), int(shared)), (), [key], house=False))
+        return bool(
+            await self._run(scripts.LOCK, (owner, max(1, round(ttl * 1000)), int(shared)), (), [key], house=False)
+        )
 
     async def turn(self, consumer: str, duration: float) -> Turn:
         """Look after the queue for `duration` seconds, where nobody else does."""
         return Turn(
-            await self._run(LOCK, (consumer, round(duration * 1000), 1), (), [self.keys.maintainer], house=False)
+            await self._run(
+                scripts.LOCK, (consumer, round(duration * 1000), 1), (), [self.keys.maintainer], house=False
+            )
         )
 
     async def unlock(self, key: str, owner: str) -> bool:
         """Free a lock; False when somebody else holds it."""
-        return bool(await self._run(UNLOCK, (owner,), (), [key], house=False))
+        return bool(await self._run(scripts.UNLOCK, (owner,), (), [key], house=False))
 
     async def read(self, ids: Sequence[str]) -> list[Fields]:
         """The hashes of messages; empty where there is none, or a key of another type."""
         replies: list[list[bytes]] = []
         for batch in batches(ids):
-            replies += await self._run(READ, (), [(id,) for id in batch], self._keys_of(READ, batch))
+            replies += await self._run(scripts.READ, (), [(id,) for id in batch], self._keys_of(scripts.READ, batch))
         return [fields_of(flat) for flat in replies]
 
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
-        main, processing, retry, scheduled, dead, lost, paused, counters = await self._run(STATS, ())
+        main, processing, retry, scheduled, dead, lost, paused, counters = await self._run(scripts.STATS, ())
         return Stats(
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
             paused=bool(paused), counters={name: int(raw) for name, raw in fields_of(counters).items() if
@@ -453,7 +392,7 @@ class Transitions:
 
     # ---- how scripts are run
 
-    def _keys_of(self, script: Script, ids: Iterable[str]) -> list[str]:
+    def _keys_of(self, script: scripts.Script, ids: Iterable[str]) -> list[str]:
         """Each message's keys: Cluster wants every key known beforehand declared."""
         named = [getattr(self.keys, kind) for kind in script.keys]
         return [key(id) for id in ids for key in named]
@@ -463,7 +402,9 @@ class Transitions:
         slot = message.slot or body  # without a slot, a key of the same message fills in
         return body, self.keys.done(message.id), slot
 
-    async def _each(self, script: Script, head: Sequence[_Argument], rows: Sequence[Sequence[_Argument]]) -> list[str]:
+    async def _each(
+        self, script: scripts.Script, head: Sequence[_Argument], rows: Sequence[Sequence[_Argument]]
+    ) -> list[str]:
         answers: list[str] = []
         for batch in batches(rows):
             reply = await self._run(script, head, batch, self._keys_of(script, (str(row[0]) for row in batch)))
@@ -472,7 +413,7 @@ class Transitions:
 
     async def _run(
         self,
-        script: Script,
+        script: scripts.Script,
         head: Sequence[_Argument],
         rows: Sequence[Sequence[_Argument]] = (),
         keys: Sequence[str] = (),
@@ -501,9 +442,9 @@ class Transitions:
     async def _send(self, name: str, keys: list[str], arguments: list[_Argument]) -> Any:
         client = self.connection.client
         try:
-            return await client.evalsha(_sha(name), len(keys), *keys, *arguments)
+            return await client.evalsha(scripts.sha(name), len(keys), *keys, *arguments)
         except exceptions.NoScriptError:  # a restart, a failover, SCRIPT FLUSH
-            return await client.eval(source(name), len(keys), *keys, *arguments)
+            return await client.eval(scripts.source(name), len(keys), *keys, *arguments)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

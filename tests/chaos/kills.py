@@ -12,7 +12,7 @@ from chaos.lab import Lab, Lane
 from chaos.proxy import Mode, Proxy
 from chaos.scenario import fault
 from helpers import until
-from streams_queue import HandlerFailed, transitions
+from streams_queue import HandlerFailed, scripts
 
 RUNS_AFTER = {
     "after_read": 1, "before_handler": 1, "mid_handler": 2, "before_finish": 2, "after_finish": 1, "mid_sweep": 1,
@@ -75,7 +75,7 @@ async def killed_finish_sent(lab: Lab) -> None:
                 (warm,) = await lane.enqueue()  # from here on the script is known by its digest
                 await lane.queue.result(warm, timeout=10)
                 proxy.held.clear()
-                proxy.hold_after = transitions._sha("complete").encode()
+                proxy.hold_after = scripts.sha("complete").encode()
                 (id,) = await lane.enqueue()
                 await asyncio.wait_for(proxy.held.wait(), 10)
                 await lane.queue.result(id, timeout=10)

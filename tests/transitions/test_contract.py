@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from streams_queue import transitions
+from streams_queue import scripts, transitions
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.model import TRANSITIONS, Lease
+from streams_queue.scripts import SCRIPTS, Script, source
 from streams_queue.settings import Settings
-from streams_queue.transitions import SCRIPTS, Failure, Script, Transitions, source
+from streams_queue.transitions import Failure, Transitions
 from transitions.tables import Queue, new
 
 LUA = files("streams_queue") / "lua"
@@ -56,7 +57,7 @@ def words(text: str | None) -> tuple[str, ...]:
 def test_every_file_has_its_script_and_the_other_way_round():
     assert sorted(BY_NAME) == NAMES
     assert len(BY_NAME) == len(SCRIPTS)
-    constants = {value for value in vars(transitions).values() if isinstance(value, Script)}
+    constants = {value for value in vars(scripts).values() if isinstance(value, Script)}
     assert constants == set(SCRIPTS)
 
 
