@@ -389,6 +389,9 @@ class Machine(RuleBasedStateMachine):
         for message in wild:  # main wins: what else an edit put it into is cleared when it is finished
             if await self.client.zscore(keys.main, message.id) is not None:
                 await self.client.zrem(keys.dlq, message.id)
+            elif await self.client.zscore(keys.dlq, message.id) is not None:
+                await self.client.zadd(keys.dlq, {message.id: await queue.now() - 100})
+        await queue.transitions.prune("", idle=1e6)  # dead letters without a body, among others
 
     async def _read_counts(self, message: Model) -> None:
         names = ("retry_count", "_sq_crashes", "_sq_suspect")

@@ -19,7 +19,7 @@ async def ten_maintainers(lab: Lab) -> None:
     """Each message is promoted once, whoever does it."""
     count = lab.size(500, 10_000)
     async with lab.lane() as lane, contextlib.AsyncExitStack() as stack, lab.server.client() as admin:
-        ids = await lane.enqueue(count, delay=0.2)
+        await lane.enqueue(count, delay=0.2)
         queues = [
             await stack.enter_async_context(Queue[dict[str, str]](lane.name, url=lab.server.url)) for _ in range(10)
         ]
@@ -37,8 +37,7 @@ async def ten_maintainers(lab: Lab) -> None:
         entries = await admin.xlen(lane.queue.keys.streams["n"])
         assert entries == count, f"{entries} entries of {count} messages"
         await lane.start(2, concurrency=16)
-        await lane.done(ids, 120)
-        await lane.idle()
+        await lane.idle(120)
         await lane.judge()
 
 
