@@ -14,9 +14,6 @@ from helpers import LEASE, queue_at, until
 from streams_queue import Queue, Worker
 from streams_queue.maintenance import Maintenance
 
-SLOW_MACHINE = 2
-"""How many times slower than a quiet machine of two cores this one may be at the moment."""
-
 
 @pytest.fixture
 async def queue(server, prefix) -> AsyncIterator[Queue[Any]]:
@@ -70,9 +67,12 @@ async def test_what_outsiders_do_to_a_long_queue(queue, maintainer, redis, prefi
     ids = [receipt.id for receipt in await queue.enqueue_many([{} for _ in range(100_000)])]
     upkeep = maintainer("a")
     upkeep.lease = 3.0  # two rounds a second
+    began = time.monotonic()
+    await upkeep.round(full=True)
+    one_pass = time.monotonic() - began  # about 0.6 s on a quiet machine of two cores
     async with looking_after(upkeep):
         await asyncio.sleep(3)  # the first pass
-        assert await adopted_within(redis, prefix, "first") < 2 * SLOW_MACHINE
+        assert await adopted_within(redis, prefix, "first") < 0.5 + 2.5 * one_pass
         await asyncio.sleep(3)
         read = await commands(redis, "hmget")
         await asyncio.sleep(2)
@@ -82,7 +82,7 @@ async def test_what_outsiders_do_to_a_long_queue(queue, maintainer, redis, prefi
         (delivery,) = (await queue.transitions.claim("b", 1)).deliveries
         await queue.enqueue({}, id="due", delay=0.5)
         try:
-            assert await adopted_within(redis, prefix, "second") < 10
+            assert await adopted_within(redis, prefix, "second") < 1 + 15 * one_pass
             await until(lambda: recovered(queue), 15)
             assert await queue.position("due") is not None
         finally:

@@ -73,9 +73,16 @@ async def test_it_adds_up_on_any_server(server, redis, tmp_path):
     assert await redis.keys("*") == []  # its own prefix, and nothing of it left
 
 
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_leaves_nothing_behind(server, redis, tmp_path, number):
-    with start(tmp_path, REDIS_URL=server.url) as process:
+async def test_a_signal_leaves_nothing_behind(server, redis, tmp_path, number, background):
+    """Also where a shell started it in the background, and so with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
+    try:
+        demo = start(tmp_path, REDIS_URL=server.url)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with demo as process:
         assert process.stdout is not None
         next(line for line in process.stdout if "kill -9 of worker" in line)
         process.send_signal(number)

@@ -19,7 +19,8 @@ REQUESTS = 300
 def run(path: Path | None) -> None:
     """Play the demo with the requests in the file, or with made-up ones."""
     console = Console()
-    # As Ctrl-C: the workers end, and the keys go.
+    # As Ctrl-C: the workers end, and the keys go. A demo started in the background had SIGINT ignored so far.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         messages = read(path) if path is not None else made_up(REQUESTS)
