@@ -48,7 +48,7 @@ def _sentinel(lab: Lab) -> tuple[servers.Server, servers.Server, servers.Server]
     configuration.write_text(
         f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
         f"sentinel down-after-milliseconds main {round(DOWN_AFTER * 1000)}\n"
-        "sentinel failover-timeout main 3000\n"
+        "sentinel failover-timeout main 1000\n"  # Sentinel waits for two of them between failovers
     )
     sentinel = lab.serve(str(configuration), "--sentinel")
     lab.judged_by(primary)
