@@ -38,16 +38,24 @@ class Claimer:
     Args:
         lease: seconds.
         block: seconds that `wait` waits at most.
+        answered: called when Redis has answered a claim or a read.
     """
 
     def __init__(
-        self, connection: Connection, transitions: Transitions, consumer: str, lease: float, block: float
+        self,
+        connection: Connection,
+        transitions: Transitions,
+        consumer: str,
+        lease: float,
+        block: float,
+        answered: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._transitions = transitions
         self._consumer = consumer
         self._lease = lease
         self._block = block
+        self._answered = answered
         self._reader: Any = None
 
     async def claim(self, free: int, held: Collection[Lease]) -> Claimed:
@@ -61,6 +69,7 @@ class Claimer:
             else:
                 failed = None
         if failed is None:
+            self._answered()
             return await self._still_held(await self._unless_cancelled(claimed), asked)
         logger.debug("a claim failed, looking for what it may have brought: %s", failed)
         return await self._adopt_unseen(free, held)
@@ -74,6 +83,7 @@ class Claimer:
         except StreamsQueueError as error:
             logger.debug("a read broke off, looking for what it may have brought: %s", error)
             return await self._adopt_unseen(free, held)
+        self._answered()
         return await self._adopt(entries, free) if entries else _NOTHING
 
     async def hand_back_unseen(self, held: Collection[Lease]) -> None:

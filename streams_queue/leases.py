@@ -29,16 +29,24 @@ class LeaseKeeper:
     Args:
         lease: seconds.
         lost: called in the main loop with each lease that is lost.
+        renewed: called there whenever Redis has answered a renewal.
     """
 
     def __init__(
-        self, settings: Settings, keys: Keys, consumer: str, lease: float, lost: Callable[[Lease], None]
+        self,
+        settings: Settings,
+        keys: Keys,
+        consumer: str,
+        lease: float,
+        lost: Callable[[Lease], None],
+        renewed: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._keys = keys
         self._consumer = consumer
         self._lease = lease
         self._lost = lost
+        self._renewed = renewed
         self._table: set[Lease] = set()
         self._lock = threading.Lock()
         self._sign = time.monotonic()
@@ -124,9 +132,10 @@ class LeaseKeeper:
             self._failing = True
             return False
         self._failing = False
-        for lease, still_held in zip(held, answers, strict=True):
-            if not still_held:
-                self.drop(lease)
-                with suppress(RuntimeError):  # the main loop was closed meanwhile
+        with suppress(RuntimeError):  # the main loop was closed meanwhile
+            main.call_soon_threadsafe(self._renewed)
+            for lease, still_held in zip(held, answers, strict=True):
+                if not still_held:
+                    self.drop(lease)
                     main.call_soon_threadsafe(self._lost, lease)
         return True

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -16,7 +17,10 @@ from streams_queue.transitions import Transitions, Turn
 logger = logging.getLogger(__name__)
 
 INTERVAL = 1.0
-"""Seconds between two rounds."""
+"""Seconds between two rounds, on average (a sixth of the lease, where that is shorter)."""
+
+SPREAD = (0.8, 1.2)
+"""What each of these waits is multiplied by, at random, so that a fleet does not march in step."""
 
 TURN = 3.0
 """Seconds (or one lease, if that is shorter) for which one worker keeps the upkeep to itself; when it dies another
@@ -70,7 +74,7 @@ class Maintenance:
                 if not failing:
                     logger.warning("the queue cannot be looked after at present: %s", error)
                 failing = True
-            await asyncio.sleep(0 if more else min(INTERVAL, self.lease / 6))
+            await asyncio.sleep(0 if more else min(INTERVAL, self.lease / 6) * random.uniform(*SPREAD))
 
     async def _turns(self) -> bool:
         await self._take_turn()

@@ -367,10 +367,10 @@ class Transitions:
             for channel in channels:
                 await self.connection.client.publish(channel, event)
 
-    async def count(self, counter: str) -> None:
-        """Add one to a counter of ``P:stats``."""
+    async def count(self, counter: str, by: int = 1) -> None:
+        """Add to a counter of ``P:stats``."""
         with self._translated():
-            await self.connection.client.hincrby(self.keys.stats, counter, 1)
+            await self.connection.client.hincrby(self.keys.stats, counter, by)
 
     async def free(self, slot: str) -> bool:
         """Free a dedup slot, whoever holds it; False when it was free."""

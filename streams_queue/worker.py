@@ -7,6 +7,7 @@ import math
 import os
 import re
 import socket
+import time
 import uuid
 from typing import Any, Generic
 
@@ -102,6 +103,10 @@ class Worker(Generic[Payload]):
         self._executions: dict[Lease, Execution[Payload] | None] = {}
         self._alone = False
         self._running = False
+        self._answered_at = -math.inf
+        self._losses = 0
+        """Deliveries that were lost, and not counted yet."""
+        self._lost_some = asyncio.Event()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -119,6 +124,18 @@ class Worker(Generic[Payload]):
         if not isinstance(handlers, int) or handlers < 1:  # type: ignore[redundant-expr]  # 1.5 comes untyped
             raise ConfigurationError(f"concurrency={handlers!r} is not a whole number above 0")
         self._concurrency = handlers
+
+    @property
+    def ready(self) -> bool:
+        """Whether it gets messages, or could: Redis has answered a claim or an idle read of it in the last half of a
+        lease and `poll_interval`; with all slots taken, a renewal.
+
+        False before `run` has joined the queue, once the worker stops, and a little after the server has gone away. A
+        paused queue makes no difference.
+        """
+        silence = time.monotonic() - self._answered_at
+        at_work = self._running and not self._stopping.is_set()
+        return at_work and silence <= self._lease / 2 + self._poll_interval
 
     def handler(self, function: Handler[Payload]) -> Handler[Payload]:
         """Decorator: the coroutine function that works on a message.
@@ -158,7 +175,7 @@ class Worker(Generic[Payload]):
             raise ConfigurationError("this worker has no handler: decorate one with @worker.handler")
         if self._running:
             raise ConfigurationError("this worker runs already: make another one to run beside it")
-        self._running = True
+        self._running, self._answered_at = True, -math.inf
         try:
             self.consumer = consumer_name()
             await self.queue.open()
@@ -167,6 +184,7 @@ class Worker(Generic[Payload]):
             await self._work_on(_Run(self, self._handler), burst)
         finally:
             self._running = False
+            self._stopping.clear()
 
     async def _work_on(self, run: "_Run[Payload]", burst: bool) -> None:
         run.keeper.start()
@@ -174,6 +192,7 @@ class Worker(Generic[Payload]):
             async with anyio.create_task_group() as background:
                 background.start_soon(run.maintenance.run)
                 background.start_soon(self._give_signs, run.keeper)
+                background.start_soon(self._count_losses)
                 async with anyio.create_task_group() as handlers:
                     async with anyio.create_task_group() as claiming:
                         # In a task of its own: who cancels this one does not cut off a claim under way.
@@ -184,7 +203,6 @@ class Worker(Generic[Payload]):
                 background.cancel_scope.cancel()
         finally:
             run.keeper.stop()
-            self._stopping.clear()
             await self._leave(run)
 
     # ---- taking messages into free slots
@@ -214,9 +232,20 @@ class Worker(Generic[Payload]):
         if self._alone:
             await self._all_done()
             self._alone = False
-        while len(self._executions) >= self._concurrency:
+        while self._full:
             await self._wait_for_change(None)
         return self._concurrency - len(self._executions)
+
+    @property
+    def _full(self) -> bool:
+        return self._alone or len(self._executions) >= self._concurrency
+
+    def _answered(self) -> None:
+        self._answered_at = time.monotonic()
+
+    def _renewed(self) -> None:
+        if self._full:  # else it claims, and that is to be answered
+            self._answered()
 
     async def _wait_for_change(self, timeout: float | None) -> None:
         self._changed.clear()
@@ -260,7 +289,7 @@ class Worker(Generic[Payload]):
         if execution.settled is None:  # the handler may have settled it by a call of the documented API
             await execution.settle(outcome)
         if execution.settled in NOT_WRITTEN:
-            self._log_lost(execution.lease)
+            self._say_lost(execution.lease, taken_out=execution.settled == "gone")
 
     def _lost(self, lease: Lease) -> None:
         execution = self._executions.get(lease)
@@ -268,10 +297,30 @@ class Worker(Generic[Payload]):
             return
         execution.lost = True
         execution.scope.cancel()
-        self._log_lost(lease)
+        self._say_lost(lease)
 
-    def _log_lost(self, lease: Lease) -> None:
+    def _say_lost(self, lease: Lease, *, taken_out: bool = False) -> None:
         logger.warning("worker %s lost message %s: its outcome is not written", self.consumer, lease.id)
+        if not taken_out:
+            self._losses += 1
+            self._lost_some.set()
+
+    async def _count_losses(self) -> None:
+        while True:
+            await self._lost_some.wait()
+            self._lost_some.clear()
+            with anyio.CancelScope(shield=True):
+                await self._count_lost()
+
+    async def _count_lost(self) -> None:
+        """In `P:stats`: each once or, where Redis does not answer, not at all."""
+        lost, self._losses = self._losses, 0
+        if not lost:
+            return
+        try:
+            await self._transitions.count("lost_leases", lost)
+        except StreamsQueueError as error:
+            logger.warning("%d lost messages of worker %s are not in the statistics: %s", lost, self.consumer, error)
 
     # ---- leaving
 
@@ -308,6 +357,7 @@ class Worker(Generic[Payload]):
         with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
             try:
                 await run.settlement.drain()
+                await self._count_lost()
                 await run.claimer.hand_back_unseen(())
                 await run.maintenance.resign()
                 await self._transitions.prune(self.consumer, idle=_NEVER)
@@ -331,9 +381,11 @@ class _Run(Generic[Payload]):
     def __init__(self, worker: Worker[Payload], handler: Handler[Payload]) -> None:
         queue, transitions, consumer = worker.queue, worker.queue.transitions, worker.consumer
         self.handler = handler
-        self.claimer = Claimer(queue.connection, transitions, consumer, worker._lease, worker._poll_interval)
+        self.claimer = Claimer(
+            queue.connection, transitions, consumer, worker._lease, worker._poll_interval, worker._answered
+        )
         self.settlement = Settlement(transitions, consumer, worker.policy)
-        self.keeper = LeaseKeeper(queue.settings, queue.keys, consumer, worker._lease, worker._lost)
+        self.keeper = LeaseKeeper(queue.settings, queue.keys, consumer, worker._lease, worker._lost, worker._renewed)
         self.maintenance = Maintenance(transitions, consumer, worker._lease, worker.policy)
         self._host = asyncio.current_task()
 

@@ -16,7 +16,7 @@ async def test_what_was_lost_meanwhile_is_not_run(server, prefix, redis, by):
         (lost, kept) = [receipt.id for receipt in await queue.enqueue_many([{}, {}])]
         for consumer in ("slow", "quick"):
             await queue.transitions.join(consumer, LEASE)
-        claimer = Claimer(queue.connection, queue.transitions, "slow", LEASE, 0.1)
+        claimer = Claimer(queue.connection, queue.transitions, "slow", LEASE, 0.1, answered=lambda: None)
         answer = getattr(queue.transitions, by)
 
         async def late(*args, **options):

@@ -110,8 +110,36 @@ async def test_a_lock_deleted_by_hand_frees_the_message(queue, redis, prefix, ca
     assert held.cancelled == [id]
     assert len(held.started) + len(other.started) == 2
     stats = await queue.stats()
-    assert stats.counters["completed_messages"] == 1
-    assert "lost message" in caplog.text
+    assert (stats.counters["completed_messages"], stats.counters["lost_leases"]) == (1, 1)
+    assert caplog.text.count("lost message") == 1
+
+
+async def test_what_was_lost_to_nobody_is_not_counted(queue, redis, prefix, caplog):
+    """Taken out of the line by hand: it was nobody else's."""
+
+    async def handle(message):
+        await redis.zrem(f"{prefix}:queue:main", message.id)
+        raise ValueError("it would be tried again")
+
+    await queue.enqueue({}, ttl=60)
+    await work(queue, handle, lease=30.0)
+    assert caplog.text.count("lost message") == 1
+    assert "lost_leases" not in (await queue.stats()).counters
+
+
+async def test_a_loss_that_cannot_be_counted_stops_nobody(queue, redis, prefix, caplog):
+    """The statistics are of another type: that is said, and the worker goes on."""
+    await redis.set(f"{prefix}:stats", "text", ex=60)
+    held = Held()
+    await queue.enqueue({})
+    async with running(worker_of(queue, held.handle)) as run:
+        await held.holds()
+        await redis.delete(f"{prefix}:lock:{held.started[0].id}")
+        await until(lambda: "not in the statistics" in caplog.text)
+        held.go.set()
+        assert await queue.result((await queue.enqueue({})).id, timeout=10) == "let go"
+        assert not run.done()
+    assert caplog.text.count("not in the statistics") == 1
 
 
 async def test_what_was_lost_is_not_written(queue, redis, prefix):
@@ -133,7 +161,8 @@ async def test_what_was_lost_is_not_written(queue, redis, prefix):
         await redis.set(f"{prefix}:lock:{id}", "somebody", px=600_000)
         await redis.hset(f"{prefix}:msg:{id}", "_sq_owner", "somebody")
         go.set()
-    assert (await queue.stats()).counters.get("completed_messages", 0) == 0
+    counters = (await queue.stats()).counters
+    assert (counters.get("completed_messages", 0), counters["lost_leases"]) == (0, 1)
     assert await redis.hget(f"{prefix}:msg:{id}", "status") == "processing"
     assert await redis.get(f"{prefix}:lock:{id}") == "somebody"
 

@@ -253,6 +253,25 @@ async def test_outcomes_are_written_when_the_server_is_back(durable, prefix):
         assert (await queue.stats()).counters["completed_messages"] == 4
 
 
+@pytest.mark.parametrize("slots", ["free", "taken"])
+async def test_ready_follows_the_server(durable, prefix, slots):
+    held = Held()
+    async with queue_at(durable, prefix) as queue:
+        worker = worker_of(queue, held.handle, concurrency=1)
+        async with running(worker):
+            if slots == "taken":
+                await queue.enqueue({})
+                await held.holds()
+            await until(lambda: worker.ready)
+            durable.kill()
+            killed = time.monotonic()
+            await until(lambda: not worker.ready, what="not ready")
+            assert time.monotonic() - killed < LEASE / 2 + 0.2 + 0.2
+            durable.start()
+            await until(lambda: worker.ready, what="ready again")
+            held.go.set()
+
+
 async def test_stop_while_the_server_is_away(durable, prefix):
     held = Held()
     async with queue_at(durable, prefix) as queue:

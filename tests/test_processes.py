@@ -137,11 +137,12 @@ async def test_a_zombie_finishes_nothing(queue, lab):
     assert [(run.id, run.pid) for run in lab.runs("end") if run.id == id] == [(id, other.pid)]
     later = await queue.stats()
     assert later.counters["completed_messages"] == stats.counters["completed_messages"] + 1
+    assert later.counters["lost_leases"] == 1
     assert zombie.poll() is None, "it goes on with other messages"
 
 
 async def test_a_zombie_that_would_have_finished(queue, lab):
-    """Its handler ends the moment it is continued: counted once, by who holds the message."""
+    """Its handler ends the moment it is continued: done once, by who holds the message, and lost once."""
     zombie = lab.start(concurrency=1)
     id = (await queue.enqueue({"do": "wait", "seconds": 0.7})).id
     await started(lab)
@@ -151,6 +152,13 @@ async def test_a_zombie_that_would_have_finished(queue, lab):
     zombie.send_signal(signal.SIGCONT)
     assert await queue.result(id, timeout=10) == f"done by {other.pid}"
     assert (await queue.stats()).counters["completed_messages"] == 1
+
+    async def lost() -> bool:
+        return "lost_leases" in (await queue.stats()).counters
+
+    await until(lost)
+    await asyncio.sleep(LEASE)
+    assert (await queue.stats()).counters["lost_leases"] == 1
 
 
 async def test_sigterm_within_the_grace_period(queue, lab, redis, prefix):

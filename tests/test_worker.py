@@ -362,6 +362,76 @@ async def test_a_worker_may_run_again(queue):
     assert len(handler.ids) == 5
 
 
+# ---- ready
+
+
+async def always(condition: Any, seconds: float) -> None:
+    """It is true now, and at every moment of so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert condition()
+        await asyncio.sleep(0.01)
+
+
+async def test_ready_from_the_first_answer_until_it_is_told_to_stop(queue):
+    held = Held()
+    worker = worker_of(queue, held.handle, lease=3.0)
+
+    def ready() -> bool:
+        return worker.ready
+
+    assert not ready()
+    await queue.enqueue({})
+    async with running(worker):
+        await held.holds()
+        assert ready()
+        worker.stop()
+        assert not ready(), "it takes nothing more"
+        held.go.set()
+    assert not ready()
+    async with running(worker):
+        await until(ready, what="ready in its second run")
+    assert not ready()
+
+
+async def test_an_idle_worker_and_a_paused_one_are_ready(queue):
+    worker = worker_of(queue, Handler().handle, lease=3.0)
+    async with running(worker):
+        await until(lambda: worker.ready)
+        await always(lambda: worker.ready, 2.0)
+        await queue.pause()
+        await always(lambda: worker.ready, 2.0)
+
+
+async def test_a_worker_with_all_slots_taken_is_ready_as_long_as_it_renews(queue):
+    held = Held()
+    worker = worker_of(queue, held.handle, lease=3.0, concurrency=2)
+    async with running(worker):
+        await queue.enqueue_many([{}, {}])
+        await held.holds(2)
+        await always(lambda: worker.ready, 3.0)
+        held.go.set()
+        await until(lambda: len(held.finished) == 2)
+        await always(lambda: worker.ready, 0.5)
+
+
+async def test_a_worker_whose_claims_are_not_answered_is_not_ready_for_all_its_renewals(queue, monkeypatch):
+    held = Held()
+    worker = worker_of(queue, held.handle, concurrency=2)
+
+    async def never(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with running(worker):
+        await queue.enqueue({})
+        await held.holds()
+        with monkeypatch.context() as patched:
+            patched.setattr(worker._transitions, "wait", never)
+            await until(lambda: not worker.ready, what="not ready")
+            await always(lambda: not worker.ready, LEASE)
+        held.go.set()
+
+
 # ---- stopping
 
 

@@ -137,8 +137,10 @@ async def a_zombie(lab: Lab) -> None:
             await lane.end_workers()
             lab.tally.runs += 1
         await lane.judge(duplicates=2 * lab.size(1, 5), overlaps=True)
-        completed = (await lane.queue.stats()).counters["completed_messages"]
+        counters = (await lane.queue.stats()).counters
+        completed, lost = counters["completed_messages"], counters["lost_leases"]
         assert completed == len(lane.ledger.ids("accepted")), f"{completed} were counted as completed"
+        assert lost == 2 * lab.size(1, 5), f"{lost} were counted as lost"
 
     await lab.side_by_side(lab.size(2, 10), each)
 
