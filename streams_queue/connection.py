@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     MasterNotFoundError,
@@ -48,6 +49,9 @@ REDIS_ERRORS = (
 """Everything a call through redis-py can fail with; `translate` knows each of them."""
 
 _MAX_CONNECTIONS = 64
+_REDIRECTS = 16
+
+_Argument = str | bytes | int | float
 
 
 class Connection:
@@ -61,6 +65,7 @@ class Connection:
         self.settings = settings
         self._address = settings.address
         self._client: Redis | RedisCluster | None = None
+        self._confirming: Redis | RedisCluster | None = None
         self._clients: list[Redis | RedisCluster] = []
         self._opening = asyncio.Lock()
 
@@ -109,6 +114,34 @@ class Connection:
             raise RuntimeError("await Connection.open() first")
         return self._make(block + self.settings.timeout, 1)
 
+    @property
+    def replica_timeout(self) -> float:
+        """Seconds that `confirmed` waits for replicas: the reply has to come within the client's own timeout."""
+        return self.settings.timeout / 2
+
+    async def confirmed(
+        self, replicas: int, command: str, script: str, keys: Sequence[str], arguments: Sequence[_Argument]
+    ) -> tuple[Any, int]:
+        """Run a script (EVALSHA or EVAL); its answer, and how many replicas have what it wrote, where it wrote at all.
+
+        WAIT counts from the last write of its own connection, and on a connection without one it confirms anything. So
+        both go in one packet: over the same connection, and with no time in between in which a server could change
+        its role. A client of its own keeps these waits from whoever waits for no replicas. Only after `open`.
+        """
+        if self._confirming is None:
+            self._confirming = self._make(self.settings.timeout, _MAX_CONNECTIONS)
+        run = (command, script, len(keys), *keys, *arguments)
+        wait = ("WAIT", replicas, max(1, round(self.replica_timeout * 1000)))
+        if isinstance(self._confirming, _Cluster):
+            answers = await self._confirming.together(keys[0], run, wait)
+        else:
+            pipeline: Any = self._confirming.pipeline(transaction=False)
+            answers = await pipeline.execute_command(*run).execute_command(*wait).execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers[0], answers[1]
+
     async def drop(self, client: Redis | RedisCluster) -> None:
         """Close one client that `reader` gave."""
         if client in self._clients:
@@ -118,7 +151,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close every client handed out. `open` may follow."""
-        self._client = None
+        self._client = self._confirming = None
         while self._clients:
             await self.drop(self._clients[-1])
 
@@ -196,6 +229,35 @@ class _Cluster(RedisCluster):
                 self.nodes_manager.startup_nodes.update(self._first)
             return await super().execute_command(*args, **kwargs)
 
+    async def together(self, key: str, *commands: Sequence[_Argument]) -> list[Any]:
+        """Commands in one packet, over one connection, to the node that has this key; each answer, errors among them.
+
+        The first command decides where all of them go.
+        """
+        async with self._turn:
+            for _ in range(_REDIRECTS):
+                await self.initialize()
+                node = self.nodes_manager.get_node_from_slot(self.keyslot(key))
+                answers = await self._packet(node, commands)
+                if isinstance(answers[0], exceptions.MovedError):
+                    await self.aclose()  # and look anew who has the slot
+                elif isinstance(answers[0], exceptions.AskError | exceptions.TryAgainError):
+                    await asyncio.sleep(0.05)  # it is on its way: neither end takes a script with keys not made yet
+                else:
+                    break
+            return answers
+
+    async def _packet(self, node: ClusterNode, commands: Sequence[Sequence[_Argument]]) -> list[Any]:
+        connection = node.acquire_connection()
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands), False)
+            return [await _answer(connection) for _ in commands]
+        except REDIS_ERRORS:
+            await self.aclose()  # another node may have taken its place
+            raise
+        finally:
+            node._free.append(connection)
+
     async def aclose(self) -> None:
         # From redis-py 7 on a failed call marks the client as not initialized, and closing skips those;
         # after it the slot table may hold nodes that stand nowhere else.
@@ -203,6 +265,13 @@ class _Cluster(RedisCluster):
         used = {id(node): node for nodes in self.nodes_manager.slots_cache.values() for node in nodes}
         await super().aclose()
         await asyncio.gather(*(node.disconnect() for node in used.values()))
+
+
+async def _answer(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except exceptions.ResponseError as error:
+        return error
 
 
 def _common(address: Address, connect_timeout: float, timeout: float) -> dict[str, Any]:

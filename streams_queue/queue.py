@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, overload
 
@@ -12,7 +13,15 @@ import msgspec
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, text
 from streams_queue.connection import Connection
-from streams_queue.errors import ConfigurationError, Expired, HandlerFailed, InvalidMessage, NotFound, Removed
+from streams_queue.errors import (
+    ConfigurationError,
+    Expired,
+    HandlerFailed,
+    InvalidMessage,
+    NotFound,
+    QueueUnavailable,
+    Removed,
+)
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import REREAD, Event, Listener
 from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
@@ -24,6 +33,11 @@ RESULT_LIMIT = 64 << 10
 
 LONGEST = 100 * 365 * 86400.0
 """Seconds: a longer time is a mistake, and before long more than Redis takes."""
+
+MOST_REPLICAS = 1000
+
+_NAMED = 3
+"""Ids that an error's text names at most."""
 
 
 class Queue(Generic[Payload]):
@@ -96,7 +110,8 @@ class Queue(Generic[Payload]):
         self.transitions = Transitions(self.connection, self.keys)
         self.listener = Listener(self.connection, self.keys, self.transitions)
         self.dead_letters: DeadLetters[Payload] = DeadLetters(self)
-        self._enqueues: Batcher[NewMessage, Enqueued] = Batcher(self._send)
+        # By replicas: who waits for them delays nobody else.
+        self._enqueues: dict[int, Batcher[NewMessage, tuple[Enqueued, int]]] = {}
         if self.connection.is_cluster and not self.keys.has_hash_tag:
             raise ConfigurationError(
                 f"on Redis Cluster all keys of a queue must live on one node: prefix {prefix!r} has no hash tag, "
@@ -127,7 +142,8 @@ class Queue(Generic[Payload]):
 
     async def close(self) -> None:
         """Send what was submitted, then disconnect."""
-        await self._enqueues.drain()
+        for batcher in list(self._enqueues.values()):
+            await batcher.drain()
         await self.listener.stop()
         await self.connection.close()
 
@@ -140,8 +156,9 @@ class Queue(Generic[Payload]):
         delay: float | None = None,
         unique_key: str | None = None,
         ttl: float | None = None,
+        replicas: int = 0,
     ) -> Receipt:
-        """Put a message in the queue; when this returns, Redis has it.
+        """Put a message in the queue; when this returns, Redis has it, and as many of its replicas as asked for.
 
         Calls that run side by side share round trips. O(log n).
 
@@ -152,6 +169,8 @@ class Queue(Generic[Payload]):
             delay: seconds by the server's clock before it stands in line.
             unique_key: while an unfinished message holds the same key, that one is returned as a duplicate.
             ttl: seconds it may wait, instead of the queue's.
+            replicas: how many of the server's replicas must have it in memory, too. Waits for them for half of the
+                client's timeout.
 
         Returns:
             The receipt. A known id is a duplicate: of an unfinished message, of a dead letter, and for as long as its
@@ -160,10 +179,14 @@ class Queue(Generic[Payload]):
         Raises:
             InvalidMessage: the id, an argument or the payload was refused; nothing was written.
             QueueUnavailable: the server cannot take it now. After a lost reply it may have been taken: call again with
-                the same ``id``, and it is in the queue once.
+                the same ``id``, and it is in the queue once. Where too few replicas confirmed it in time, it is in the
+                queue, and the text says so: a duplicate waits for the replicas again.
         """
+        batcher = self._batcher(replicas)
         message = self._new(payload, id, priority, delay, unique_key, ttl)
-        return _receipt(await self._enqueues.submit(message), own_id=None if id is not None else message.id)
+        answer = await batcher.submit(message)
+        self._require(replicas, [answer])
+        return _receipt(answer[0], own_id=None if id is not None else message.id)
 
     async def enqueue_many(
         self,
@@ -172,14 +195,18 @@ class Queue(Generic[Payload]):
         priority: Priority = "normal",
         delay: float | None = None,
         ttl: float | None = None,
+        replicas: int = 0,
     ) -> list[Receipt]:
         """Put messages in the queue in this order, up to 500 a round trip.
 
-        All are checked before the first is written. After `QueueUnavailable` the first ones may be in the queue.
+        All are checked before the first is written. After `QueueUnavailable` the first ones may be in the queue; where
+        its text says that too few of ``replicas`` confirmed some, all of them are.
         """
+        _check_replicas(replicas)
         messages = [self._new(payload, None, priority, delay, None, ttl) for payload in payloads]
-        answers = await self._send(messages)
-        return [_receipt(answer, own_id=new.id) for answer, new in zip(answers, messages, strict=True)]
+        answers = await self._send(messages, replicas=replicas)
+        self._require(replicas, answers)
+        return [_receipt(answer, own_id=new.id) for (answer, _), new in zip(answers, messages, strict=True)]
 
     async def position(self, id: str) -> int | None:
         """The message's place: 1 for the first, messages being worked on counted; None when it is in no queue.
@@ -326,8 +353,27 @@ class Queue(Generic[Payload]):
         except (AttributeError, UnicodeEncodeError) as error:
             raise InvalidMessage(f"unique_key {unique_key!r:.200} is not text that can be encoded") from error
 
-    async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
-        return await self.transitions.enqueue(messages, dedup_expiry=self.dedup_expiry)
+    def _batcher(self, replicas: int) -> Batcher[NewMessage, tuple[Enqueued, int]]:
+        _check_replicas(replicas)
+        if replicas not in self._enqueues:
+            self._enqueues[replicas] = Batcher(partial(self._send, replicas=replicas))
+        return self._enqueues[replicas]
+
+    async def _send(self, messages: Sequence[NewMessage], *, replicas: int) -> Sequence[tuple[Enqueued, int]]:
+        return await self.transitions.enqueue_on_replicas(messages, dedup_expiry=self.dedup_expiry, replicas=replicas)
+
+    def _require(self, replicas: int, answers: Sequence[tuple[Enqueued, int]]) -> None:
+        short = [(answer.id, confirmed) for answer, confirmed in answers if confirmed < replicas]
+        if not short:
+            return
+        names = ", ".join(repr(id) for id, _ in short[:_NAMED])
+        more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
+        confirmed = min(confirmed for _, confirmed in short)
+        raise QueueUnavailable(
+            f"queue {self.keys.prefix!r} has {names}{more}, but {confirmed} of {replicas} replicas confirmed it within "
+            f"{self.connection.replica_timeout:g} s. To wait for them again, call enqueue with the same id: "
+            "nothing is added then"
+        )
 
 
 class DeadLetters(Generic[Payload]):
@@ -366,6 +412,11 @@ class DeadLetters(Generic[Payload]):
 
 def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and 0 < value <= LONGEST
+
+
+def _check_replicas(replicas: Any) -> None:
+    if type(replicas) is not int or not 0 <= replicas <= MOST_REPLICAS:
+        raise InvalidMessage(f"replicas {replicas!r} is not a whole number from 0 to {MOST_REPLICAS}")
 
 
 def _positive(name: str, value: float) -> float:

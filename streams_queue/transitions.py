@@ -140,13 +140,26 @@ class Transitions:
         self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False
     ) -> list[Enqueued]:
         """Accept messages; the batch goes in calls of at most 500 messages or 4 MiB. O(log n) each."""
-        answers: list[Enqueued] = []
+        answers = await self.enqueue_on_replicas(
+            messages, dedup_expiry=dedup_expiry, index_users=index_users, replicas=0
+        )
+        return [answer for answer, _ in answers]
+
+    async def enqueue_on_replicas(
+        self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False, replicas: int
+    ) -> list[tuple[Enqueued, int]]:
+        """As `enqueue`; for each message also how many replicas have it. Each call waits until so many as are asked
+        for do, half of the client's timeout at most.
+        """
+        head = (dedup_expiry, int(index_users), replicas)
+        answers: list[tuple[Enqueued, int]] = []
         for batch in _by_size(messages):
             rows = [_row_of_new(message) for message in batch]
             keys = [key for message in batch for key in self._keys_of_new(message)]
             fields = [message.fields for message in batch]
-            reply = await self._run(scripts.ENQUEUE, (dedup_expiry, int(index_users)), rows, keys, fields)
-            answers += [Enqueued(_id(row[0]), _status(row[1]), len(row) > 2) for row in reply]
+            reply = await self._run(scripts.ENQUEUE, head, rows, keys, fields, replicas=replicas)
+            written, confirmed = reply if replicas else (reply, 0)
+            answers += [(Enqueued(_id(row[0]), _status(row[1]), len(row) > 2), confirmed) for row in written]
         return answers
 
     async def promote(self) -> tuple[bool, int]:
@@ -420,8 +433,12 @@ class Transitions:
         tails: Sequence[Sequence[_Argument]] = (),
         *,
         house: bool = True,
+        replicas: int = 0,
     ) -> Any:
-        """Run a script; `tails` is what follows each row (or the head) at no fixed length."""
+        """Run a script; `tails` is what follows each row (or the head) at no fixed length.
+
+        With `replicas`: its answer, and how many of them have confirmed it.
+        """
         keys_due = len(script.keys) * (len(rows) if script.each else 1)
         fits = len(head) == len(script.head) and all(len(row) == len(script.each) for row in rows)
         if not fits or len(keys) != keys_due:
@@ -433,18 +450,22 @@ class Transitions:
         all_keys = [*self.keys.house, *keys] if house else list(keys)
         with self._translated():
             try:
-                return await self._send(script.name, all_keys, arguments)
+                return await self._send(script.name, all_keys, arguments, replicas)
             except (exceptions.ConnectionError, exceptions.TimeoutError):
                 if not script.idempotent:
                     raise
-                return await self._send(script.name, all_keys, arguments)
+                return await self._send(script.name, all_keys, arguments, replicas)
 
-    async def _send(self, name: str, keys: list[str], arguments: list[_Argument]) -> Any:
-        client = self.connection.client
+    async def _send(self, name: str, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
         try:
-            return await client.evalsha(scripts.sha(name), len(keys), *keys, *arguments)
+            return await self._call("EVALSHA", scripts.sha(name), keys, arguments, replicas)
         except exceptions.NoScriptError:  # a restart, a failover, SCRIPT FLUSH
-            return await client.eval(scripts.source(name), len(keys), *keys, *arguments)
+            return await self._call("EVAL", scripts.source(name), keys, arguments, replicas)
+
+    async def _call(self, command: str, script: str, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
+        if replicas:
+            return await self.connection.confirmed(replicas, command, script, keys, arguments)
+        return await self.connection.client.execute_command(command, script, len(keys), *keys, *arguments)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 -- enqueue: nothing -> queued, or scheduled where it is due later
 -- KEYS     house, then per message: message done slot
--- ARGV     dedup_expiry index_users, then per message: id priority delay ttl listener deduplicated count, then count fields
+-- ARGV     dedup_expiry index_users replicas, then per message: id priority delay ttl listener deduplicated count, then count fields
 --          and values
 -- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"}
 --- include house
@@ -60,8 +60,10 @@ end
 local wrong = wrong_type()
 if wrong then return wrong end
 
+-- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
+if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end
 indexes_users = index or call('HGET', META, 'user_index') == '1'
-local now, answers, k, a = server_time(), {}, HOUSE + 1, 3
+local now, answers, k, a = server_time(), {}, HOUSE + 1, 4
 local messages = {}
 while a <= #ARGV do
   local fields = number(ARGV[a + 6])

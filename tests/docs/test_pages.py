@@ -16,7 +16,7 @@ import pytest
 
 import servers
 from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
-from streams_queue import HandlerFailed, Queue, Reject, Worker, errors
+from streams_queue import HandlerFailed, Queue, QueueUnavailable, Reject, Worker, errors
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
 from streams_queue.codec import ENGINE_FIELDS
@@ -341,7 +341,7 @@ def _access_rule() -> str:
 
 OURS = """
     PING COMMAND INFO SELECT EVALSHA EVAL PUBLISH SUBSCRIBE UNSUBSCRIBE XREADGROUP XPENDING HGETALL HINCRBY HSET HDEL
-    DEL ZREVRANGE
+    DEL ZREVRANGE WAIT
 """
 """Commands that Python sends beside the scripts."""
 
@@ -392,3 +392,5 @@ async def _work_as(url: str) -> None:
         await queue.resume()
         worker.stop()
         await working
+        with pytest.raises(QueueUnavailable, match="0 of 1 replicas"):
+            await queue.enqueue({}, replicas=1)

@@ -197,9 +197,9 @@ async def test_every_key_known_beforehand_is_declared(queue: Queue, monkeypatch:
     sent: dict[str, list[str]] = {}
     send = Transitions._send
 
-    async def recorded(self, name, keys, arguments):
+    async def recorded(self, name, keys, arguments, replicas):
         sent[name] = keys
-        return await send(self, name, keys, arguments)
+        return await send(self, name, keys, arguments, replicas)
 
     monkeypatch.setattr(Transitions, "_send", recorded)
     t, keys = queue.transitions, queue.keys
