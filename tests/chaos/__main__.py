@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 
 HEAD = """\
-| fault | what | runs | accepted | lost | duplicates (allowed) | longest recovery | verdict | measured |
+| fault | what | runs | accepted | lost (at risk) | duplicates (allowed) | longest recovery | verdict | measured |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -71,8 +71,8 @@ def _line(row: Row, measured: str) -> str:
     recovery = f"{row.recovery:.1f} s" if row.recovery else "-"
     fault = row.scenario
     cells = [
-        fault.number, f"{_cell(fault.what)} <!-- {fault.name} -->", f"{row.runs:,}", f"{row.accepted:,}", str(row.lost),
-        f"{row.duplicates:,} ({row.allowed:,})", recovery, verdict, measured,
+        fault.number, f"{_cell(fault.what)} <!-- {fault.name} -->", f"{row.runs:,}", f"{row.accepted:,}",
+        f"{row.lost:,} ({row.at_risk:,})", f"{row.duplicates:,} ({row.allowed:,})", recovery, verdict, measured,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -21,7 +21,7 @@ from helpers import until
 from streams_queue import Queue, QueueUnavailable, failpoints, maintenance
 
 BATCH = 500
-_OPTIONS = ("delay", "ttl", "priority")
+_OPTIONS = ("delay", "ttl", "priority", "replicas")
 TESTS = Path(__file__).parents[1]
 
 
@@ -156,7 +156,9 @@ class Lane:
         return await self.enqueue_to(self.queue, count, **payload)
 
     async def enqueue_to(self, queue: Queue[Any], count: int, **payload: Any) -> list[str]:
-        """As `enqueue`, by another producer. `delay`, `ttl` and `priority` go to the call, the rest is the payload."""
+        """As `enqueue`, by another producer. `delay`, `ttl`, `priority` and `replicas` go to the call, the rest is
+        the payload.
+        """
         options: dict[str, Any] = {name: payload.pop(name) for name in _OPTIONS if name in payload}
         ids = [f"{self.name}-{next(self._ids)}" for _ in range(count)]
         for batch in _batched(ids):

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+ENQUEUED = ("attempted", "accepted")
 ENDS = ("end", "raised", "cancelled")
 
 
@@ -72,6 +73,10 @@ class Ledger:
 
     def ids(self, word: str) -> set[str]:
         return {entry.id for entry in self.entries() if entry.word == word}
+
+    def between(self, start: float, end: float = float("inf"), *words: str) -> set[str]:
+        """Ids of which something was written down in this time: one of the words, or anything."""
+        return {e.id for e in self.entries() if start < e.at < end and (not words or e.word in words)}
 
     def runs(self) -> list[Run]:
         """Every call of a handler, in the order of their starts."""

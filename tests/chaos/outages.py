@@ -8,10 +8,13 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import servers
 from chaos.lab import Lab, Lane
+from chaos.ledger import ENQUEUED
+from chaos.proxy import Mode, Proxy
 from chaos.scenario import fault
 from helpers import until
 from streams_queue import QueueUnavailable
@@ -65,25 +68,62 @@ async def power_lost(lab: Lab) -> None:
     takes what follows for part of that: so the file is written anew first, as an operator should have it.
     """
     server = lab.serve("--appendonly", "yes", "--appendfsync", "everysec")
-    losses, at_risk = lab.size(2, 20), set[str]()
+    losses, touched, at_risk = lab.size(2, 20), set[str](), set[str]()
     async with lab.lane() as lane:
         await lane.start(2)
         async with lane.producing(200, do="sleep", seconds=0.02):
-            await lane.enqueue(100 * losses + 100, do="sleep", seconds=0.02)  # so that the newest wait
+            await lane.enqueue(500 * losses, do="sleep", seconds=0.02)  # so that the newest wait
             for _ in range(losses):
-                await lane.started(lane.ledger.count("start") + 100)
+                await lane.started(lane.ledger.count("start") + 450)  # a second and more
                 server.kill()
                 killed = time.monotonic()
-                at_risk |= {entry.id for entry in lane.ledger.entries() if entry.at > killed - 1.0}
-                file = max(server.directory.rglob("*.aof"), key=lambda path: path.stat().st_mtime)
+                touched |= lane.ledger.between(killed - 1.0)
+                at_risk |= lane.ledger.between(killed - 1.0, killed, *ENQUEUED)
+                file = _append_only_file(server)
                 os.truncate(file, max(0, file.stat().st_size - random.randrange(20_000)))
                 await asyncio.to_thread(server.start)
                 await _file_written_anew(server)
                 await _resumed(lane)
                 lab.tally.runs += 1
         await lane.idle(120)
-        again = sum(entry.word == "end" and entry.id in at_risk for entry in lane.ledger.entries())
+        again = sum(entry.word == "end" and entry.id in touched for entry in lane.ledger.entries())
         await lane.judge(duplicates=losses * IN_FLIGHT + again, at_risk=at_risk, overlaps=True)
+
+
+@fault("9", "power lost, AOF always: kill -9 of the server, and what it has not acknowledged yet cut off")
+async def power_lost_always(lab: Lab) -> None:
+    """0 lost: a server that syncs before it answers has on its disk whatever it acknowledged to anybody.
+
+    So the cut must not go deeper. Everybody talks to the server through a proxy: it stops passing replies on, the size
+    of the file is noted, and what the server writes from then on has been acknowledged to nobody when it is killed.
+    """
+    server = lab.serve("--appendonly", "yes", "--appendfsync", "always")
+    losses = lab.size(2, 20)
+    async with Proxy(server.port) as proxy, lab.lane(url=proxy.url) as lane:
+        await lane.start(2)
+        async with lane.producing(200, do="sleep", seconds=0.02):
+            await lane.enqueue(100 * losses + 100, do="sleep", seconds=0.02)  # so that the newest wait
+            for _ in range(losses):
+                await lane.started(lane.ledger.count("start") + 100)
+                file = _append_only_file(server)
+                await proxy.set(Mode.DROP_REPLIES)
+                acknowledged = file.stat().st_size
+                await until(lambda: file.stat().st_size > acknowledged, 5, "a write that nobody hears of")  # noqa: B023
+                server.kill()
+                os.truncate(file, random.randint(acknowledged, file.stat().st_size - 1))
+                await proxy.set(Mode.RESET)  # nobody waits for a reply that was dropped
+                await asyncio.to_thread(server.start)
+                await _file_written_anew(server)
+                await proxy.set(Mode.PASS)
+                await _resumed(lane)
+                lab.tally.runs += 1
+        await lane.idle(120)
+        await lane.judge(duplicates=losses * IN_FLIGHT, overlaps=True)
+
+
+def _append_only_file(server: servers.Server) -> Path:
+    """The one that is being written."""
+    return max(server.directory.rglob("*.aof"), key=lambda path: path.stat().st_mtime_ns)
 
 
 async def _file_written_anew(server: servers.Server) -> None:
@@ -151,7 +191,7 @@ async def _loses(lab: Lab, loss: Loss, *, everything: bool) -> None:
             lab.tally.recovered(time.monotonic() - began, 2.0 + 0.2)
             lab.tally.runs += 1
             await lane.idle(60)
-        await lane.judge(duplicates=repeats * IN_FLIGHT, gone=forgotten, counted=not everything)
+        await lane.judge(duplicates=repeats * IN_FLIGHT, at_risk=forgotten, counted=not everything)
 
 
 def _forgetful(name: str, what: str, loss: Loss) -> None:
@@ -165,7 +205,7 @@ def _forgetful(name: str, what: str, loss: Loss) -> None:
 
 def _forgets_everything(name: str, what: str, loss: Loss) -> None:
     async def forgets(lab: Lab) -> None:
-        """What Redis forgot is gone, as with any database; what is enqueued from then on runs, within 2 s."""
+        """What Redis forgot is lost, as with any database; what is enqueued from then on runs, within 2 s."""
         await _loses(lab, loss, everything=True)
 
     forgets.__name__ = name

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis.exceptions import RedisError
 
 import servers
-from chaos.lab import Lab
+from chaos.lab import Lab, Lane
+from chaos.ledger import ENQUEUED
 from chaos.scenario import fault
 from helpers import until
 
@@ -40,10 +42,10 @@ async def _replicating(primary: servers.Server, replicas: int = 1) -> None:
     await until(in_step, 60, "the replica in step")
 
 
-def _sentinel(lab: Lab) -> tuple[servers.Server, servers.Server, servers.Server]:
-    """A primary, its replica, and the Sentinel that watches them."""
+def _sentinel(lab: Lab, replicas: int) -> tuple[list[servers.Server], servers.Server]:
+    """A primary and its replicas, and the Sentinel that watches them."""
     primary = lab.serve(*AT_ONCE)
-    replica = lab.serve(*AT_ONCE, "--replicaof", "127.0.0.1", str(primary.port))
+    others = [lab.serve(*AT_ONCE, "--replicaof", "127.0.0.1", str(primary.port)) for _ in range(replicas)]
     configuration = lab.directory / "sentinel.conf"
     configuration.write_text(
         f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
@@ -52,53 +54,78 @@ def _sentinel(lab: Lab) -> tuple[servers.Server, servers.Server, servers.Server]
     )
     sentinel = lab.serve(str(configuration), "--sentinel")
     lab.judged_by(primary)
-    return primary, replica, sentinel
+    return [primary, *others], sentinel
 
 
-async def _sentinel_fails_over(lab: Lab, *, planned: bool) -> None:
-    primary, replica, sentinel = _sentinel(lab)
-    await _replicating(primary)
-    at_risk: set[str] = set()
-    rounds = lab.size(1, 5)
-    async with lab.lane(url=f"redis+sentinel://127.0.0.1:{sentinel.port}/main") as lane:
-        await lane.start(2)
-        async with lane.producing(100, do="sleep", seconds=0.01):
-            for number in range(1, rounds + 1):
-                await lane.started(lane.ledger.count("start") + 50)
-                began = time.monotonic()
-                if planned:
-                    async with primary.client() as old, sentinel.client() as watcher:
-                        await old.execute_command("CLIENT", "PAUSE", 3000, "WRITE")
-                        await _replicating(primary)
-                        await watcher.execute_command("SENTINEL", "FAILOVER", "main")
-                else:
-                    primary.kill()
-                await until(lambda: _is_primary(replica), 30, "the replica in charge")  # noqa: B023
-                ended = lane.ledger.count("end")
-                await until(lambda: lane.ledger.count("end") > ended + 20, 30, "work going on")  # noqa: B023
-                lab.tally.recovered(time.monotonic() - began, DOWN_AFTER + 5.0)
-                if not planned:
-                    at_risk |= {e.id for e in lane.ledger.entries() if began - LAG < e.at < began + DOWN_AFTER}
-                    if number < rounds:
-                        await asyncio.to_thread(primary.start)
-                primary, replica = replica, primary
-                lab.judged_by(primary)
-                lab.tally.runs += 1
+Planned = Callable[[servers.Server, servers.Server], Awaitable[None]]
+
+
+async def _fails_over(lab: Lab, lane: Lane, nodes: list[servers.Server], planned: Planned | None, confirm: int) -> None:
+    """The first of the nodes loses its place to another, time and again: as planned, or killed."""
+    rounds, touched, at_risk = lab.size(1, 5), set[str](), set[str]()
+    primary, *replicas = nodes
+    await lane.start(2)
+    async with lane.producing(100, do="sleep", seconds=0.01, replicas=confirm):
+        for number in range(1, rounds + 1):
+            await lane.started(lane.ledger.count("start") + 50)
+            began = time.monotonic()
+            if planned:
+                await planned(primary, replicas[0])
+            else:
+                primary.kill()
+            new = await until(lambda: _primary_of(replicas), 30, "a replica in charge")  # noqa: B023
+            ended = lane.ledger.count("end")
+            await until(lambda: lane.ledger.count("end") > ended + 20, 30, "work going on")  # noqa: B023
+            lab.tally.recovered(time.monotonic() - began, DOWN_AFTER + 5.0)
+            if not planned:
+                touched |= lane.ledger.between(began - LAG, began + DOWN_AFTER)
+                if not confirm:
+                    at_risk |= lane.ledger.between(began - LAG, began + DOWN_AFTER, *ENQUEUED)
                 if number < rounds:
-                    await _replicating(primary)
-        await lane.idle(60)
-        again = sum(entry.word == "end" and entry.id in at_risk for entry in lane.ledger.entries())
-        await lane.judge(duplicates=rounds * 8 + again, at_risk=at_risk, counted=planned, overlaps=not planned)
+                    await asyncio.to_thread(primary.start)
+            primary, replicas = new, [node for node in (*replicas, primary) if node is not new]
+            lab.judged_by(primary)
+            lab.tally.runs += 1
+            if number < rounds:
+                await _replicating(primary, len(replicas))
+    await lane.idle(60)
+    again = sum(entry.word == "end" and entry.id in touched for entry in lane.ledger.entries())
+    await lane.judge(
+        duplicates=rounds * 8 + again, at_risk=at_risk, counted=planned is not None, overlaps=planned is None
+    )
 
 
-async def _is_primary(server: servers.Server) -> bool:
-    return (await _replication(server)).get("role") == "master"
+async def _primary_of(nodes: list[servers.Server]) -> servers.Server | None:
+    for node in nodes:
+        if (await _replication(node)).get("role") == "master":
+            return node
+    return None
+
+
+async def _sentinel_fails_over(lab: Lab, *, planned: bool = False, replicas: int = 1, confirm: int = 0) -> None:
+    nodes, sentinel = _sentinel(lab, replicas)
+    await _replicating(nodes[0], replicas)
+
+    async def by_plan(primary: servers.Server, _: servers.Server) -> None:
+        async with primary.client() as old, sentinel.client() as watcher:
+            await old.execute_command("CLIENT", "PAUSE", 3000, "WRITE")
+            await _replicating(primary)
+            await watcher.execute_command("SENTINEL", "FAILOVER", "main")
+
+    async with lab.lane(url=f"redis+sentinel://127.0.0.1:{sentinel.port}/main") as lane:
+        await _fails_over(lab, lane, nodes, by_plan if planned else None, confirm)
 
 
 @fault("20", "Sentinel: the primary killed")
 async def sentinel_crash(lab: Lab) -> None:
     """Work goes on within down-after + 5 s; lost is only what was accepted within the replication lag."""
-    await _sentinel_fails_over(lab, planned=False)
+    await _sentinel_fails_over(lab)
+
+
+@fault("20", "Sentinel: the primary of two replicas killed, enqueue with `replicas=1`")
+async def sentinel_crash_confirmed(lab: Lab) -> None:
+    """Nothing is lost: Sentinel chooses the replica that is ahead, and that has what any of them confirmed."""
+    await _sentinel_fails_over(lab, replicas=2, confirm=1)
 
 
 @fault("20", "Sentinel: a planned failover, writes paused")
@@ -108,11 +135,11 @@ async def sentinel_planned(lab: Lab) -> None:
 
 
 class _Cluster:
-    """Three primaries, and a replica of the first."""
+    """Three primaries, and replicas of the first."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, replicas: int = 1) -> None:
         options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *AT_ONCE]
-        self.nodes = [lab.serve(*options, "--cluster-require-full-coverage", "no") for _ in range(4)]
+        self.nodes = [lab.serve(*options, "--cluster-require-full-coverage", "no") for _ in range(3 + replicas)]
         self.ids: dict[int, str] = {}
 
     async def command(self, node: servers.Server, *words: Any) -> Any:
@@ -120,7 +147,7 @@ class _Cluster:
             return await client.execute_command(*words)
 
     async def form(self) -> None:
-        *primaries, replica = self.nodes
+        primaries, replicas = self.nodes[:3], self.nodes[3:]
         for node in self.nodes:
             self.ids[node.port] = str(await self.command(node, "CLUSTER", "MYID"))
         bounds = [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
@@ -130,14 +157,15 @@ class _Cluster:
             with contextlib.suppress(Exception):
                 await self.command(node, "CLUSTER", "SET-CONFIG-EPOCH", epoch)
             await self.command(node, "CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
-        await until(lambda: self._knows_all(replica), 20, "the cluster formed")
-        await self.command(replica, "CLUSTER", "REPLICATE", self.ids[primaries[0].port])
+        for replica in replicas:
+            await until(lambda: self._knows_all(replica), 20, "the cluster formed")  # noqa: B023
+            await self.command(replica, "CLUSTER", "REPLICATE", self.ids[primaries[0].port])
         for node in primaries:
             await until(lambda: self._is_up(node), 20, "the cluster up")  # noqa: B023
-        await _replicating(primaries[0])
+        await _replicating(primaries[0], len(replicas))
 
     async def _knows_all(self, node: servers.Server) -> bool:
-        return "cluster_known_nodes:4" in await self.command(node, "CLUSTER", "INFO")
+        return f"cluster_known_nodes:{len(self.nodes)}" in await self.command(node, "CLUSTER", "INFO")
 
     async def _is_up(self, node: servers.Server) -> bool:
         return await self._knows_all(node) and "cluster_state:ok" in await self.command(node, "CLUSTER", "INFO")
@@ -189,44 +217,29 @@ async def slot_moves(lab: Lab) -> None:
         await lane.judge(duplicates=rounds * 8, overlaps=True, counted=False)
 
 
-async def _cluster_fails_over(lab: Lab, *, planned: bool) -> None:
-    cluster = _Cluster(lab)
+async def _cluster_fails_over(lab: Lab, *, planned: bool = False, replicas: int = 1, confirm: int = 0) -> None:
+    cluster = _Cluster(lab, replicas)
     await cluster.form()
     await cluster.own("{q0}")
-    primary, replica = cluster.nodes[0], cluster.nodes[3]
-    rounds, at_risk = lab.size(1, 5), set[str]()
+
+    async def by_plan(_: servers.Server, replica: servers.Server) -> None:
+        await cluster.command(replica, "CLUSTER", "FAILOVER")
+
     async with lab.lane(url=cluster.url, prefix="{{{}}}") as lane:
-        await lane.start(2)
-        async with lane.producing(100, do="sleep", seconds=0.01):
-            for number in range(1, rounds + 1):
-                await lane.started(lane.ledger.count("start") + 50)
-                began = time.monotonic()
-                if planned:
-                    await cluster.command(replica, "CLUSTER", "FAILOVER")
-                else:
-                    primary.kill()
-                await until(lambda: _is_primary(replica), 30, "the replica in charge")  # noqa: B023
-                ended = lane.ledger.count("end")
-                await until(lambda: lane.ledger.count("end") > ended + 20, 30, "work going on")  # noqa: B023
-                lab.tally.recovered(time.monotonic() - began, DOWN_AFTER + 5.0)
-                if not planned:
-                    at_risk |= {e.id for e in lane.ledger.entries() if began - LAG < e.at < began + DOWN_AFTER}
-                    if number < rounds:
-                        await asyncio.to_thread(primary.start)
-                primary, replica = replica, primary
-                lab.judged_by(primary)
-                lab.tally.runs += 1
-                if number < rounds:
-                    await _replicating(primary)
-        await lane.idle(60)
-        again = sum(entry.word == "end" and entry.id in at_risk for entry in lane.ledger.entries())
-        await lane.judge(duplicates=rounds * 8 + again, at_risk=at_risk, counted=planned, overlaps=not planned)
+        nodes = [cluster.nodes[0], *cluster.nodes[3:]]
+        await _fails_over(lab, lane, nodes, by_plan if planned else None, confirm)
 
 
 @fault("20", "Cluster: the primary killed")
 async def cluster_crash(lab: Lab) -> None:
     """Work goes on within node-timeout + 5 s; lost is only what was accepted within the replication lag."""
-    await _cluster_fails_over(lab, planned=False)
+    await _cluster_fails_over(lab)
+
+
+@fault("20", "Cluster: the primary of two replicas killed, enqueue with `replicas=1`")
+async def cluster_crash_confirmed(lab: Lab) -> None:
+    """Nothing is lost: the replica that is ahead is elected, and that has what any of them confirmed."""
+    await _cluster_fails_over(lab, replicas=2, confirm=1)
 
 
 @fault("20", "Cluster: a planned failover")

@@ -40,6 +40,8 @@ class Verdict(msgspec.Struct):
 
     accepted: int
     lost: list[str]
+    at_risk: int
+    """Accepted ids that the server may lose by its own rules."""
     duplicates: int
     allowed: int
     recovery: float
@@ -54,6 +56,7 @@ class Tally(msgspec.Struct):
     runs: int = 0
     accepted: int = 0
     lost: int = 0
+    at_risk: int = 0
     duplicates: int = 0
     allowed: int = 0
     recovery: float = 0.0
@@ -62,6 +65,7 @@ class Tally(msgspec.Struct):
     def add(self, verdict: Verdict) -> None:
         self.accepted += verdict.accepted
         self.lost += len(verdict.lost)
+        self.at_risk += verdict.at_risk
         self.duplicates += verdict.duplicates
         self.allowed += verdict.allowed
         self.recovery = max(self.recovery, verdict.recovery)
@@ -91,7 +95,8 @@ async def judge(
     Args:
         duplicates: runs beyond the first that the fault may cause.
         gone: ids that a caller or a TTL took out.
-        at_risk: ids that a failover may lose, as they were accepted just before it; counted all the same.
+        at_risk: ids that the server may lose by its own rules, as they were accepted just before it died; counted all
+            the same.
         recovery: seconds allowed for it; None: as the lab has it.
         overlaps: a worker was cut off or stopped, so a run that had lost its lease may still have been going on.
         counted: whether the statistics are to add up.
@@ -125,7 +130,7 @@ async def judge(
     if longest > limit:
         broken.append(f"I7: recovery took {longest:.2f} s, {limit:g} s are allowed")
     broken += [f"I8: {fault}" for worker in lane.workers for fault in _faults_of(worker, quiet)]
-    return Verdict(len(accepted), lost, repeated, duplicates, longest, broken)
+    return Verdict(len(accepted), lost, len(accepted & set(at_risk)), repeated, duplicates, longest, broken)
 
 
 # ---- what Redis holds
