@@ -142,6 +142,22 @@ class Connection:
                 raise answer
         return answers[0], answers[1]
 
+    async def ask(self, command: str, *arguments: str, near: str) -> Any:
+        """What the server says of itself in answer to `command`; None where it does not answer that to us.
+
+        Only after `open`. On Cluster the node that owns the key `near` is asked.
+
+        Raises:
+            QueueUnavailable: no answer came.
+        """
+        client = self.client
+        target = {"target_nodes": _owner(client, near)} if isinstance(client, RedisCluster) else {}
+        with translated():
+            try:
+                return await client.execute_command(command, *arguments, **target)
+            except exceptions.ResponseError:  # forbidden, renamed, or never there
+                return None
+
     async def drop(self, client: Redis | RedisCluster) -> None:
         """Close one client that `reader` gave."""
         if client in self._clients:
@@ -313,6 +329,13 @@ def _pool(address: Address, common: dict[str, Any], connections: int, wait: floa
         host, port = address.hosts[0]
         kind, where = wire.Tls if address.tls else wire.Tcp, {"host": host, "port": port}
     return BlockingConnectionPool(connection_class=kind, max_connections=connections, timeout=wait, **where, **common)
+
+
+def _owner(client: RedisCluster, key: str) -> ClusterNode | None:
+    try:
+        return client.get_node_from_key(key)
+    except exceptions.SlotNotCoveredError:
+        return client.get_default_node()
 
 
 async def _check(client: Redis | RedisCluster) -> None:

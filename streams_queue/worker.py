@@ -28,6 +28,7 @@ from streams_queue.execution import (
     handle,
     is_suspect,
 )
+from streams_queue.inspection import report
 from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
@@ -190,6 +191,7 @@ class Worker(Generic[Payload]):
         run.keeper.start()
         try:
             async with anyio.create_task_group() as background:
+                background.start_soon(report, self.queue.connection, self.queue.keys.prefix)
                 background.start_soon(run.maintenance.run)
                 background.start_soon(self._give_signs, run.keeper)
                 background.start_soon(self._count_losses)

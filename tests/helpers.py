@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,6 +18,11 @@ Handle = Callable[[Message[Any]], Awaitable[Any]]
 LEASE = 1.0
 SOON = 10.0
 """Seconds after which what should have happened by now is a failure; a passing test never waits that long."""
+
+
+def warnings(records: list[logging.LogRecord]) -> list[logging.LogRecord]:
+    """Those above information, without what a worker says of its server, which is the same in every test."""
+    return [record for record in records if record.levelno > logging.INFO and "Remedy:" not in record.getMessage()]
 
 
 def queue_at(server: AnyServer, prefix: str, **options: Any) -> Queue[Any]:

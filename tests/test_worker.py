@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers import LEASE, Handler, Held, queue_at, running, until, work, worker_of
+from helpers import LEASE, Handler, Held, queue_at, running, until, warnings, work, worker_of
 from streams_queue import ConfigurationError, HandlerFailed, Queue, QueueUnavailable, Retry, Worker
 
 
@@ -649,7 +648,7 @@ async def test_a_failure_is_logged_with_its_trace(queue, caplog):
 
     id = (await queue.enqueue({})).id
     await work(queue, handle, max_retries=0)
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (record,) = warnings(caplog.records)
     text = record.getMessage()
     assert f"message {id} failed in attempt 1" in text
     assert "KeyError: 'why'" in text
@@ -659,4 +658,4 @@ async def test_a_failure_is_logged_with_its_trace(queue, caplog):
 async def test_good_work_is_not_worth_a_warning(queue, caplog):
     await queue.enqueue_many([{} for _ in range(50)])
     await work(queue, Handler().handle)
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert warnings(caplog.records) == []

@@ -328,6 +328,16 @@ def test_the_servers_are_those_of_the_tests():
     assert {code(cell)[-1] for cell in column(OPERATING, "server", 1)} == set(servers.NAMES)
 
 
+def test_the_findings_are_those_of_the_code():
+    source = (ROOT / "streams_queue" / "inspection.py").read_text()
+    rows = [
+        (code(name)[0], severity)
+        for name, severity in zip(column(OPERATING, "finding"), column(OPERATING, "finding", 1), strict=True)
+    ]
+    found = re.findall(r'return Finding\(\s*"([\w-]+)",\s*((?:Severity\.\w+|\w+|\s)+),', source)
+    assert rows == [(name, " or ".join(re.findall(r"Severity\.(\w+)", text)).lower()) for name, text in found]
+
+
 def _access_rule() -> str:
     (rule,) = (
         command
@@ -359,7 +369,7 @@ async def test_the_access_rule_is_enough(server, redis):
     try:
         await _work_as(server.url.replace("redis://", "redis://orders:secret@"))
         denied = {entry["object"].partition("|")[0] for entry in await redis.acl_log()}
-        assert denied <= {"client"}
+        assert denied <= {"client", "config"}
     finally:
         await redis.execute_command("ACL", "DELUSER", "orders")
 
