@@ -1,5 +1,6 @@
 """Secrets hidden before anything is shown: in a repr, a log, a terminal, a page."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -28,21 +29,53 @@ def scrubbed(words: str, values: Mapping[str, Any]) -> str:
 
     Those of less than four characters stay: they would be found in every other word.
     """
-    forms = {form for secret in _secrets_in(values) for form in _forms_of(secret) if len(form) > 3}
-    for form in sorted(forms, key=len, reverse=True):
+    return _without(_forms_in(values), words)
+
+
+def cleared(value: Any, values: Any) -> Any:
+    """`redacted`, and all other text in the value without the secrets among the values, as by `scrubbed`."""
+    return _cleared(redacted(value), _forms_in(values))
+
+
+def _cleared(value: Any, forms: list[str]) -> Any:
+    match value:
+        case Mapping():
+            return {_cleared(key, forms): _cleared(item, forms) for key, item in value.items()}
+        case list():
+            return [_cleared(item, forms) for item in value]
+        case str():
+            return _without(forms, value)
+        case bytes():
+            return _without(forms, value.decode(errors="backslashreplace"))
+        case int() | float() if str(value) in forms:
+            return HIDDEN
+    return value
+
+
+def _without(forms: list[str], words: str) -> str:
+    for form in forms:
         words = words.replace(form, HIDDEN)
     return words
 
 
-def _secrets_in(value: Any, *, within: bool = False) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _secrets_in(item, within=within or is_secret(str(key)))
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _secrets_in(item, within=within)
-    elif within and value is not None and not isinstance(value, bool):
-        yield value
+def _forms_in(values: Any) -> list[str]:
+    forms = {form for secret in _secrets_in(values) for form in _forms_of(secret) if len(form) > 3}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _secrets_in(values: Any) -> Iterator[Any]:
+    waiting = [(values, False)]  # no recursion: a payload may be nested deeper than Python's stack
+    while waiting:
+        value, is_one = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(item, is_one or is_secret(str(key))) for key, item in value.items()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += [(item, is_one) for item in value]
+        elif is_one and value is not None and not isinstance(value, bool):
+            yield value
+        elif isinstance(value, str) and value.startswith(("{", "[")):
+            with contextlib.suppress(ValueError, RecursionError):
+                waiting.append((json.loads(value), False))
 
 
 def _forms_of(secret: Any) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ JOIN = Script("join", ("consumer", "lease_ms", "schema"))
 PRUNE = Script("prune", ("consumer", "idle_ms"))
 UPDATE = Script("update", ("id", "types"), keys=("message",), idempotent=True)
 READ = Script("read", (), ("id",), ("message",))
+EXAMINE = Script("examine", (), ("id",), ("message", "lock", "done"))
+PAGE = Script("page", ("set", "score", "id", "newest_first", "limit"))
 STATS = Script("stats")
 POSITION = Script("position", (), ("id",))
 WATCH = Script("watch", ("channel",), ("id",), ("message", "done"))
@@ -58,7 +60,7 @@ UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
-    JOIN, PRUNE, UPDATE, READ, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
+    JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
 )  # fmt: skip
 
 

@@ -4,11 +4,12 @@ Arguments of another shape than a script takes fail here, before Redis sees them
 """
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from redis import exceptions
 
@@ -114,6 +115,34 @@ class Reconciled(NamedTuple):
     adopted: int
     expired: int
     difference: int
+
+
+class Place(NamedTuple):
+    """An id in a sorted set, and its score."""
+
+    id: str
+    score: float
+
+
+class Page(NamedTuple):
+    """Some places of a sorted set, one after the other, and the server's time."""
+
+    now: float
+    places: list[Place]
+
+
+class Examined(NamedTuple):
+    """All that is known of a message. A TTL is None where there is none, or no key."""
+
+    now: float
+    fields: Fields
+    ttl: float | None
+    lock: str
+    lock_ttl: float | None
+    marker: bytes
+    marker_ttl: float | None
+    scores: dict[str, float]
+    """Its score in each of ``main``, ``retry``, ``scheduled``, ``dlq`` and ``lost`` that holds it."""
 
 
 def batches(items: Iterable[Item], size: int = BATCH) -> Iterable[list[Item]]:
@@ -354,6 +383,45 @@ class Transitions:
             replies += await self._run(scripts.READ, (), [(id,) for id in batch], self._keys_of(scripts.READ, batch))
         return [fields_of(flat) for flat in replies]
 
+    async def examine(self, ids: Sequence[str]) -> list[Examined]:
+        """All that is known of each message. O(log n) each, and the size of its hash."""
+        replies: list[list[Any]] = []
+        for batch in batches(ids):
+            replies += await self._run(
+                scripts.EXAMINE, (), [(id,) for id in batch], self._keys_of(scripts.EXAMINE, batch)
+            )
+        return [_examined(reply) for reply in replies]
+
+    async def page(self, set: Literal["main", "dlq"], after: Place, count: int, *, newest_first: bool = False) -> Page:
+        """The places of main or of the dead letters that follow a place, which need not be taken. O(log² n + count)."""
+        head = (set, repr(after.score), after.id, int(newest_first), count)
+        now, flat = await self._run(scripts.PAGE, head)
+        found = iter(flat)
+        return Page(float(now), [Place(_id(id), float(score)) for id, score in zip(found, found, strict=True)])
+
+    async def walk(
+        self,
+        set: Literal["main", "dlq"],
+        *,
+        newest_first: bool = False,
+        since: float = -math.inf,
+        until: float = math.inf,
+        count: int = BATCH,
+    ) -> AsyncIterator[Page]:
+        """All places with a score from `since` to `until`, in pages of at most `count`.
+
+        Ids may come and go meanwhile: one that stays is met once, a new one perhaps.
+        """
+        place = Place("", until if newest_first else since)
+        while True:
+            page = await self.page(set, place, count, newest_first=newest_first)
+            within = [place for place in page.places if since <= place.score <= until]
+            if within:
+                yield Page(page.now, within)
+            if len(within) < count:
+                return
+            place = within[-1]
+
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
         main, processing, retry, scheduled, dead, lost, paused, counters = await self._run(scripts.STATS, ())
@@ -505,6 +573,20 @@ def _claimed(reply: Any) -> Claimed:
         Delivery(Lease(_id(id), entry.decode(), number.decode()), fields_of(flat)) for id, entry, number, flat in rows
     ]
     return Claimed(bool(paused), bool(suspects_wait), looked_at, deliveries)
+
+
+def _examined(reply: list[Any]) -> Examined:
+    now, flat, ttl, lock, lock_ttl, marker, marker_ttl, scores = reply
+    places = zip(("main", "retry", "scheduled", "dlq", "lost"), scores, strict=True)
+    return Examined(
+        now=float(now), fields=fields_of(flat), ttl=_left(ttl), lock=lock.decode(errors="replace"),
+        lock_ttl=_left(lock_ttl), marker=marker, marker_ttl=_left(marker_ttl),
+        scores={name: float(score) for name, score in places if score},
+    )  # fmt: skip
+
+
+def _left(ttl: int) -> float | None:
+    return float(ttl) if ttl >= 0 else None
 
 
 def _status(raw: bytes) -> Status:

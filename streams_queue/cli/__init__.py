@@ -11,4 +11,4 @@ def main() -> None:
         if error.name not in {"typer", "rich"}:
             raise
         sys.exit(f'error: the command line needs {error.name}: pip install "streams-queue[cli]"')
-    app()
+    app(prog_name="streams-queue")  # what completion knows it by, however it was started

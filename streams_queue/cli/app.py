@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import demo, worker
+from streams_queue.cli import demo, look, stats, worker
 
 app = typer.Typer(
     name="streams-queue",
     help="A message queue on Redis Streams that knows each message's place in line.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     # Its tracebacks show local variables, and with them payloads and passwords.
     pretty_exceptions_enable=False,
@@ -34,3 +33,7 @@ def _common(
 
 app.command(epilog=worker.EPILOG)(worker.worker)
 app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=stats.EPILOG)(stats.stats)
+app.command(epilog=look.PEEK_EPILOG)(look.peek)
+app.command(epilog=look.POSITION_EPILOG)(look.position)
+app.command(epilog=look.SHOW_EPILOG)(look.show)

@@ -19,6 +19,7 @@ from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tabl
 from streams_queue import HandlerFailed, Queue, QueueUnavailable, Reject, Worker, errors
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
+from streams_queue.cli.options import EXIT_CODES
 from streams_queue.codec import ENGINE_FIELDS
 from streams_queue.keys import Keys
 from streams_queue.model import TRANSITIONS, Status
@@ -54,6 +55,7 @@ def test_every_block_is_of_a_known_kind(page):
 @pytest.mark.parametrize("page", BY_NAME)
 def test_commands_exist(page):
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups if group.name}
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block in blocks(BY_NAME[page]):
         if block.language in {"sh", "console"}:
@@ -311,6 +313,15 @@ def test_every_documented_attribute_is_named():
     for name, default in {"max_retries": 3, "retry_delay_base": 5, "lock_expiry": 300, "dedup_expiry": 3600}.items():
         assert getattr(RedisQueueManager("P"), name) == default
         assert re.search(rf"`{name}` \({default}\b", page), name
+
+
+# ---- docs/command-line.md
+
+
+def test_the_exit_codes_are_those_that_help_tells():
+    listed = re.findall(r"^  (\d)  (.*)$", EXIT_CODES, re.MULTILINE)
+    page = ROOT / "docs" / "command-line.md"
+    assert list(zip(column(page, "exit code"), column(page, "exit code", 1), strict=True)) == listed
 
 
 # ---- docs/operating.md

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys
-from transitions.tables import META, NEVER, Queue, body
+from transitions.tables import DEAD_LETTER_TTL, LEASE, META, NEVER, RESULT_TTL, Queue, body
 
 
 async def ahead(queue: Queue, *ids: str) -> list[int | None]:
@@ -439,3 +441,78 @@ async def test_prefixes_do_not_meet(queue: Queue):
     assert await other.complete(lease) == "completed"
     assert (await queue.table())["stream"] == {"a": NEVER}
     assert await other.enqueue("c", unique="k") == [("c", "queued", False)]
+
+
+# ---- page and walk: places in the order of their scores
+
+
+async def walked(queue: Queue, **options: Any) -> list[str]:
+    return [place.id async for page in queue.transitions.walk("dlq", **options) for place in page.places]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 500])
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_every_place_is_met_once_whatever_their_scores(queue: Queue, count, newest_first):
+    ids = {"a": "-inf", "A": 1, "B": 2, "ä": 2, "b\xff": 2, "bb": 2, "b": 2, "c": 2.000001, "d": "inf", "e": "inf"}
+    await queue.redis.zadd(queue.keys.dlq, ids)
+    wanted = await queue.redis.zrange(queue.keys.dlq, 0, -1, desc=newest_first)
+    assert await walked(queue, newest_first=newest_first, count=count) == wanted
+    await queue.redis.delete(queue.keys.dlq)
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_a_walk_between_two_times_has_both(queue: Queue, newest_first):
+    await queue.redis.zadd(queue.keys.dlq, {f"m{n}": n for n in range(10)})
+    wanted = ["m3", "m4", "m5", "m6"]
+    options = {"since": 3, "until": 6, "newest_first": newest_first}
+    assert await walked(queue, count=3, **options) == (wanted[::-1] if newest_first else wanted)
+    assert await walked(queue, count=4, **options) == (wanted[::-1] if newest_first else wanted)
+    assert await walked(queue, since=20) == await walked(queue, until=-1) == []
+    await queue.redis.delete(queue.keys.dlq)
+
+
+async def test_those_that_leave_during_a_walk_hide_no_others(queue: Queue):
+    await queue.redis.zadd(queue.keys.dlq, {f"m{n:02}": n // 7 for n in range(40)})
+    seen = []
+    async for page in queue.transitions.walk("dlq", count=3):
+        seen += [place.id for place in page.places]
+        await queue.redis.zrem(queue.keys.dlq, *[place.id for place in page.places])
+    assert seen == [f"m{n:02}" for n in range(40)]
+
+
+async def test_a_page_tells_the_servers_time(queue: Queue):
+    await queue.enqueue("a", "b")
+    (page,) = [page async for page in queue.transitions.walk("main")]
+    assert [place.id for place in page.places] == ["a", "b"]
+    assert page.now == pytest.approx(await queue.now(), abs=5)
+    assert page.places[0].score == await queue.redis.zscore(queue.keys.main, "a")
+
+
+# ---- examine: all that is known
+
+
+async def test_all_that_is_known_of_messages(queue: Queue):
+    await queue.processing("a")
+    await queue.enqueue("s", delay=100)
+    await queue.dead("d")
+    await queue.complete(await queue.processing("c"), result=b'"done"')
+    a, s, d, c, none = await queue.transitions.examine(["a", "s", "d", "c", "none"])
+    assert a.fields["status"] == b"processing"
+    assert (a.lock, list(a.scores)) == ("w1", ["main"])
+    assert a.lock_ttl is not None and 20 < a.lock_ttl <= LEASE
+    assert a.ttl is None
+    assert s.scores == {"scheduled": pytest.approx(s.now + 100, abs=5)}
+    assert list(d.scores) == ["dlq"]
+    assert d.ttl == pytest.approx(DEAD_LETTER_TTL, abs=5)
+    assert c.fields == {}
+    assert c.marker.startswith(b"completed\n")
+    assert c.marker_ttl == pytest.approx(RESULT_TTL, abs=5)
+    assert none[1:] == ({}, None, "", None, b"", None, {})
+
+
+async def test_keys_of_other_types_are_no_message(queue: Queue):
+    for key in (queue.keys.message("a"), queue.keys.lock("a"), queue.keys.done("a")):
+        await queue.redis.sadd(key, "x")
+    (found,) = await queue.transitions.examine(["a"])
+    assert (found.fields, found.lock, found.marker) == ({}, "", b"")
+    await queue.redis.delete(queue.keys.message("a"), queue.keys.lock("a"), queue.keys.done("a"))

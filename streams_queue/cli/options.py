@@ -1,0 +1,60 @@
+"""What commands on a queue share: their options, opening the queue, and errors that become exit codes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from streams_queue.cli.terminal import LogLevel, fail, fail_by, log_to_stderr
+from streams_queue.errors import ConfigurationError, StreamsQueueError
+from streams_queue.queue import Queue
+from streams_queue.settings import Address
+
+T = TypeVar("T")
+
+PREFIX = "STREAMS_QUEUE_PREFIX"
+
+EXIT_CODES = """\
+\b
+Exit codes:
+  0  done
+  1  it failed, or there is no such message
+  2  wrong arguments or configuration
+  3  the server could not be reached
+"""
+"""The end of each command's help."""
+
+Prefix = Annotated[
+    str | None,
+    typer.Option("--prefix", metavar="P", envvar=PREFIX, help="The queue: what its keys begin with."),
+]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="The server, instead of the one that the environment names."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, say what would be done.")]
+
+
+def on_queue(prefix: str | None, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
+    """Open the queue, do the job, close the queue. An error of ours ends the command with its exit code."""
+    if not prefix:
+        fail(f"which queue? Name it, as in --prefix orders, or set {PREFIX}")
+    log_to_stderr(LogLevel.WARNING)
+    try:
+        return asyncio.run(_opened(prefix, url, job))
+    except StreamsQueueError as error:
+        fail_by(error)
+
+
+async def _opened(prefix: str, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
+    queue = Queue(prefix, url=url)
+    if queue.settings.address == Address("embedded"):
+        raise ConfigurationError(
+            "embedded:// is a server of this process alone, with nothing in it: name the one that holds the queue, "
+            "by --url or for example by REDIS_URL"
+        )
+    async with queue:
+        return await job(queue)
