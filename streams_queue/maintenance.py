@@ -27,10 +27,14 @@ TURN = 3.0
 takes over after that."""
 
 PRUNE_EVERY = 60.0
-"""Seconds between two looks at consumers that have gone."""
+"""Seconds between two looks at consumers that have gone, and at what outsiders have done."""
 
 PROMOTE_WITHIN = 0.5
 """Seconds of a round that promoting takes at most; a new round follows at once where more is due."""
+
+
+HINTS = {"claimed_elsewhere": "an old worker runs beside the new ones?"}
+"""What a kind of outside edit may be the sign of."""
 
 
 class Maintenance:
@@ -54,6 +58,8 @@ class Maintenance:
         self._sweep_at = 0.0
         self._prune_at = 0.0
         self._more_due = False
+        self._edits: dict[str, int] | None = None
+        self._edits_seen_at = 0.0
         self._reconciliation = Reconciliation(transitions, policy)
 
     async def run(self) -> None:
@@ -115,7 +121,23 @@ class Maintenance:
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             await self._transitions.prune("", idle=max(PRUNE_EVERY, 10 * self.lease))
+            await self._look_at_edits(now)
         return moved
+
+    async def _look_at_edits(self, now: float) -> None:
+        """Say which outside edits were counted since the last look; the first look has nothing to compare with."""
+        edits = (await self._transitions.stats()).edits
+        before, seen_at = self._edits, self._edits_seen_at
+        self._edits, self._edits_seen_at = edits, now
+        if before is None:
+            return
+        grown = [(count - before.get(kind, 0), kind) for kind, count in edits.items()]
+        words = [f"{more} {kind}" + (f" ({HINTS[kind]})" if kind in HINTS else "") for more, kind in grown if more > 0]
+        if words:
+            logger.warning(
+                "outside edits of queue %s in the last %.0f s: %s",
+                self._transitions.keys.prefix, now - seen_at, ", ".join(words),
+            )  # fmt: skip
 
     async def glance(self) -> int:
         """A bounded piece of it, for a queue that has no worker: a round, and a step of a pass."""

@@ -143,4 +143,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
     """``total_messages``, ``retry_count``, ``dlq_messages`` (documented), ``completed_messages``, ``removed_messages``,
     ``expired_messages``, ``requeued_messages``, ``recovered_messages``, ``adopted_messages``, ``duplicate_messages``
-    and whatever else programs count there. One that is not a number is left out."""
+    ``lost_leases`` and whatever else programs count there. One that is not a number is left out."""
+    edits: dict[str, int]
+    """What outsiders did to the documented keys and the engine has mended, by kind: ``added``, ``entry_lost``,
+    ``taken_out``, ``unlocked``, ``locked``, ``two_places``, ``damaged``, ``claimed_elsewhere``; a kind that was never
+    seen is left out. In `counters` each has the prefix ``outside_``."""

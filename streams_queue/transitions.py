@@ -31,6 +31,9 @@ BATCH = 500
 _BATCH_BYTES = 4 << 20
 _CLAIM_BYTES = 8 << 20
 
+_OUTSIDE = "outside_"
+"""What the names of counters of outside edits begin with."""
+
 _COUNTER = re.compile(rb"-?\d{1,19}")
 
 Item = TypeVar("Item")
@@ -425,10 +428,11 @@ class Transitions:
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
         main, processing, retry, scheduled, dead, lost, paused, counters = await self._run(scripts.STATS, ())
+        numbers = {name: int(raw) for name, raw in fields_of(counters).items() if _COUNTER.fullmatch(raw)}
+        edits = {name.removeprefix(_OUTSIDE): n for name, n in numbers.items() if name.startswith(_OUTSIDE)}
         return Stats(
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
-            paused=bool(paused), counters={name: int(raw) for name, raw in fields_of(counters).items() if
-            _COUNTER.fullmatch(raw)},
+            paused=bool(paused), counters=numbers, edits=edits,
         )  # fmt: skip
 
     async def in_line(self, id: str) -> bool:

@@ -58,6 +58,45 @@ async def test_who_did_not_lets_holders_renew_first(maintainer):
     assert second.in_turn and not sweeps_now(second)
 
 
+async def test_outside_edits_are_said_once_a_minute(queue, maintainer, redis, prefix, caplog):
+    """One line, where some were counted since the last look: not for those of before, nor for none."""
+    upkeep = maintainer("a")
+    await redis.hset(f"{prefix}:stats", mapping={"outside_added": 5, "outside_locked": 2})
+    await upkeep.round()
+    assert "outside edits" not in caplog.text
+
+    async def a_minute_passes() -> list[str]:
+        caplog.clear()
+        upkeep._prune_at -= maintenance.PRUNE_EVERY
+        upkeep._edits_seen_at -= maintenance.PRUNE_EVERY
+        await upkeep.round()
+        return [record.getMessage() for record in caplog.records]
+
+    assert await a_minute_passes() == []
+    ids = [receipt.id for receipt in await queue.enqueue_many([{} for _ in range(3)])]
+    assert (await queue.transitions.claim("b", 3)).deliveries
+    assert await redis.delete(*(f"{prefix}:lock:{id}" for id in ids)) == 3
+    await upkeep.sweep()
+    await redis.hset(f"{prefix}:msg:{ids[0]}", "status", "processing")
+    assert (await queue.transitions.claim("b", 3)).deliveries
+    caplog.clear()
+    (line,) = await a_minute_passes()
+    said, _, kinds = line.partition(" s: ")
+    assert said == f"outside edits of queue {prefix} in the last 60"
+    assert kinds == "3 unlocked, 1 claimed_elsewhere (an old worker runs beside the new ones?)"
+    assert await a_minute_passes() == []
+
+
+async def test_statistics_set_back_by_hand_are_no_edits(maintainer, redis, prefix, caplog):
+    upkeep = maintainer("a")
+    await redis.hset(f"{prefix}:stats", "outside_added", 5)
+    await upkeep.round()
+    await redis.delete(f"{prefix}:stats")
+    upkeep._prune_at = 0.0
+    await upkeep.round()
+    assert "outside edits" not in caplog.text
+
+
 async def test_a_fleet_does_not_march_in_step(maintainer, monkeypatch):
     """The waits between rounds differ, by a fifth at most."""
     waits: list[float] = []

@@ -14,7 +14,9 @@ local function promote(set, id)
   local body = read_body(id)
   if not body then return expire_message(id, now) end
   call('ZREM', set, id)  -- first: it is allowed at maxmemory, and what follows an allowed write is allowed too
-  if not call('ZSCORE', MAIN, id) then  -- else main wins, and `reconcile` sees to its entry
+  if call('ZSCORE', MAIN, id) then  -- main wins, and `reconcile` sees to its entry
+    count('outside_two_places')
+  else
     local score = next_score(now)
     local entry = join_line(id, letter_of(body), score)
     call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)

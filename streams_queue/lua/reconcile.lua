@@ -47,14 +47,25 @@ local function note_bodiless(id)
   end
 end
 
+-- `elsewhere`: in how many other places than main the message stood.
+local function count_edit(body, elsewhere)
+  if elsewhere > 0 then
+    count('outside_two_places')
+  elseif live_entry(body) then
+    count('outside_entry_lost')
+  elseif body._sq_entry or body._sq_types then
+    count('outside_added')
+  elseif is_claimed_elsewhere(body) then
+    count('outside_claimed_elsewhere')
+  end  -- else an old producer has put it into line, as documented
+end
+
 local function adopt(id, body)
   local letter, old = letter_of(body), live_entry(body)
   if old then drop_entry(letter, old) end
   local entry = letter .. call('XADD', STREAMS[letter], '*', 'id', id)
   if LINES[letter] then call('ZADD', LINES[letter], call('ZSCORE', MAIN, id), id) end
-  call('ZREM', RETRY, id)
-  call('ZREM', SCHEDULED, id)
-  call('ZREM', DLQ, id)
+  count_edit(body, call('ZREM', RETRY, id) + call('ZREM', SCHEDULED, id) + call('ZREM', DLQ, id))
   call('ZREM', BODILESS, id)
   if body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
   local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil  -- an old producer's hash gets the documented one

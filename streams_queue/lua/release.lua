@@ -25,4 +25,4 @@ end
 
 local answers = {}
 for a = 2, #ARGV, 3 do answers[#answers + 1] = release(ARGV[a], ARGV[a + 1], ARGV[a + 2]) end
-return answers
+return finish(answers)

@@ -32,12 +32,11 @@ end
 -- An entry that was idle for a lease, and that `returned` holds by now.
 local function recover(letter, entry)
   local id = id_of(letter, entry)
-  local in_line = id and call('ZSCORE', MAIN, id)
-  local body = in_line and read_body(id)
+  if not id or not call('ZSCORE', MAIN, id) then return drop_strayed(letter, entry, id) end
+  local body = read_body(id)
   if not body or (body._sq_entry and body._sq_entry ~= letter .. entry) then
     drop_entry(letter, entry)
-    if in_line and not body then expire_message(id, now) end
-    if id and not in_line then bound_orphan(id) end
+    if not body then expire_message(id, now) end
     return
   end
   local owner = try('GET', lock_key(id))
@@ -89,6 +88,7 @@ local function look_for_lock(letter, entry, consumer)
     recover(letter, entry)
   elseif body._sq_owner == consumer and body._sq_entry == letter .. entry then
     hand_back(id, body, letter, entry)
+    count('outside_unlocked')
     recovered = recovered + 1
   end
 end

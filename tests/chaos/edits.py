@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from chaos.lab import Lab, Lane
 from chaos.scenario import fault
+from helpers import until
 from streams_queue.keys import Keys
 
 
@@ -34,6 +35,12 @@ HARMLESS: list[Edit] = []
 """After these a message still runs, or stands somewhere."""
 DESTRUCTIVE: list[Edit] = []
 """These take a message out, or its body away: it is excused, its neighbours are not."""
+
+
+KINDS = (
+    "added", "entry_lost", "taken_out", "unlocked", "locked", "two_places", "damaged", "claimed_elsewhere",
+)  # fmt: skip
+"""Which `Stats.edits` tells apart."""
 
 
 def harmless(edit: Edit) -> Edit:
@@ -71,6 +78,13 @@ async def put_into_two_sets(e: Edited) -> None:
 async def odd_score(e: Edited) -> None:
     score = random.choice(("inf", "-inf", -1, 0, 1.7e12, time.time() + 3600))
     await e.redis.zadd(e.keys.main, {e.id: score}, xx=True)
+
+
+@harmless
+async def claim_elsewhere(e: Edited) -> None:
+    """As a worker of the old code does, which peeks at main."""
+    if await e.redis.hexists(e.body, "timestamp"):
+        await e.redis.hset(e.body, "status", "processing")
 
 
 @harmless
@@ -157,7 +171,10 @@ async def body_of_another_type(e: Edited) -> None:
 
 @fault("14", "outside edits of the documented keys, 100 a second, at random")
 async def outside_edits(lab: Lab) -> None:
-    """No crash; a bad id never stops the queue; whatever was not taken out or deleted runs, or stands somewhere."""
+    """No crash; a bad id never stops the queue; whatever was not taken out or deleted runs, or stands somewhere.
+
+    At the end, one edit of each kind on a message of its own: each is counted.
+    """
     async with lab.lane() as lane, lab.server.client(encoding_errors="surrogateescape") as admin:
         await lane.start(2, max_retries=1)
         gone: set[str] = set()
@@ -178,8 +195,42 @@ async def outside_edits(lab: Lab) -> None:
         await lane.queue.result(last, timeout=20)
         lab.tally.recovered(time.monotonic() - began, lab.after_outage)
         await admin.zremrangebyscore(lane.queue.keys.retry, time.time() + 60, "+inf")
+        gone |= await _each_kind_is_counted(lane, admin)
         await lane.idle(60)
         await lane.judge(duplicates=edits, gone=gone, overlaps=True, counted=False, bodies_of=gone)
+
+
+async def _each_kind_is_counted(lane: Lane, admin: Any) -> set[str]:
+    """The ids that were taken out or damaged."""
+    keys = lane.queue.keys
+    await lane.idle(60)
+    await admin.delete(keys.stats)
+    before = lane.ledger.count("start")
+    (unlocked,) = await lane.enqueue(do="sleep", seconds=2 * lane.lab.lease)
+    await lane.started(before + 1)
+    await lane.queue.pause()
+    taken_out, locked, twice, lost, damaged, claimed = await lane.enqueue(6)
+    (added,) = await lane.enqueue(delay=3600)
+    await admin.delete(keys.lock(unlocked))
+    await lane.queue.transitions.sweep(max_deliveries=3, dead_letter_ttl=60)  # before it looks as if it had run out
+    await admin.zadd(keys.retry, {twice: 1})
+    await until(lambda: _is_not_in(admin, keys.retry, twice))
+    await admin.zrem(keys.main, taken_out)
+    await admin.set(keys.lock(locked), "somebody", px=2000)
+    await admin.xdel(keys.streams["n"], (await admin.hget(keys.message(lost), "_sq_entry"))[1:])
+    await admin.hdel(keys.message(damaged), "timestamp")
+    await admin.hset(keys.message(claimed), "status", "processing")
+    await admin.zrem(keys.scheduled, added)
+    await admin.zadd(keys.main, {added: time.time()})
+    await lane.queue.resume()
+    await lane.done([unlocked, locked, twice, lost, claimed, added])
+    edits = (await lane.queue.stats()).edits
+    assert set(edits) == set(KINDS), f"counted were {edits}"
+    return {taken_out, damaged}
+
+
+async def _is_not_in(admin: Any, key: str, id: str) -> bool:
+    return await admin.zscore(key, id) is None
 
 
 def _likely(lane: Lane) -> list[str]:

@@ -23,7 +23,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from redis.exceptions import ResponseError
 
 import servers
-from chaos.edits import DESTRUCTIVE, HARMLESS, Edited
+from chaos.edits import DESTRUCTIVE, HARMLESS, Edited, claim_elsewhere, odd_fields
 from streams_queue import settings as server_settings
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
@@ -77,6 +77,8 @@ class Model:
         """It was wild: who knows when its turn is."""
         self.destroyed = False
         """An edit took it out, or its body away."""
+        self.words: set[str | None] = set()
+        """What edits wrote into its status: it stays until the message moves on."""
 
     def leaves_its_worker(self, place: Place) -> None:
         self.place, self.lease, self.holder, self.expired_lease = place, None, "", False
@@ -103,6 +105,8 @@ class Machine(RuleBasedStateMachine):
         self.known: dict[str, Model] = {}
         self.lost: list[tuple[str, Lease]] = []
         self.turns = itertools.count()
+        self.edited = False
+        """Somebody edited something."""
         self.phantoms = False
         """Entries are left in the streams whose messages are gone."""
         self.prefix = f"machine{next(self._prefixes)}"
@@ -338,8 +342,11 @@ class Machine(RuleBasedStateMachine):
     def somebody_edits(self, id: str, edit: Any) -> None:
         message = self.known[id]
         note(f"{edit.__name__} on {message}")
+        self.edited = True
         with contextlib.suppress(ResponseError):  # an edit before it changed the key's type
             self.do(edit(Edited(self.client, self.queue.keys, id)))
+            if edit in {claim_elsewhere, odd_fields}:
+                message.words.add(self.do(self.client.hget(self.queue.keys.message(id), "status")))
         message.wild = True
         message.destroyed |= edit in DESTRUCTIVE
 
@@ -364,6 +371,14 @@ class Machine(RuleBasedStateMachine):
             message.leaves_its_worker(place)
             message.wild, message.healed, message.turn = False, True, None
             self.do(self._read_counts(message))
+            self.do(self._unsay(message))
+
+    async def _unsay(self, message: Model) -> None:
+        """Whoever wrote another status writes the true one: nobody else may have left it so."""
+        key = self.queue.keys.message(message.id)
+        if message.place is not Place.GONE and await self.client.hget(key, "status") in message.words:
+            await self.client.hset(key, "status", message.place.value)
+        message.words.clear()
 
     async def _heal(self, wild: list[Model]) -> None:
         """What time brings: locks and leases run out, due times come, upkeep is done."""
@@ -450,6 +465,9 @@ class Machine(RuleBasedStateMachine):
             # One whose message ran out stays in the stream until somebody is given it.
             assert sum(lengths) >= in_line, f"{sum(lengths)} entries for {in_line} messages"
             self.phantoms = sum(lengths) > in_line
+        if not self.edited:
+            edits = (await self.queue.transitions.stats()).edits
+            assert edits == {}, f"{edits} were counted, and nobody edited anything"
 
     async def _drain(self) -> None:
         """Everything that is left can be worked on, and nothing remains."""

@@ -136,7 +136,7 @@ async def test_the_documented_script_that_requeues_a_dead_letter(queue: Queue, t
         "stream:high": {"a": NEVER},
         "msg:a": body("a", "queued", "h*", dedup_key="dedup:k", _sq_deliveries="2", **native),
         "dedup:k": "a",
-        "stats": {**stats, "adopted_messages": 1},
+        "stats": {**stats, "adopted_messages": 1, "outside_added": 1},
         "meta": META,
         "ttl": {**left, "dedup:k": DEDUP_EXPIRY},
     }

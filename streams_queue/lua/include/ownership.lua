@@ -30,11 +30,10 @@ local function settled_before(id, body, token)
   end
 end
 
--- A message that somebody took out of the line while its handler ran: its entry is dropped, its hash never deleted.
+-- A message that somebody took out of the line while its handler ran.
 local function drop_taken_out(id, body)
-  drop_entry(letter_of(body), live_entry(body))
+  drop_strayed(letter_of(body), live_entry(body), id)
   call('DEL', lock_key(id))
-  bound_orphan(id)
 end
 
 -- What to answer instead of failing a message that is not the caller's to fail; nothing where it is. With an empty entry
@@ -71,11 +70,11 @@ local function bury(id, body, now, dead_letter_ttl, reason, error)
 end
 
 -- Back in line where it stood: held by `returned` until a worker takes it, its delivery uncharged; by `suspects` where
--- it must run alone. Where the entry is gone with its stream, `reconcile` gives the message a new one.
+-- it must run alone. Where the entry is gone with its stream, or its consumer with the group, it cannot be handed over:
+-- `reconcile` then sees whether it lives, and gives the message a new one if not.
 local function hand_back(id, body, letter, entry)
   local keeper = body._sq_suspect and SUSPECTS or RETURNED
-  local claimed = try('XCLAIM', STREAMS[letter], GROUP, keeper, 0, entry, 'JUSTID')
-  if failed(claimed) or #claimed == 0 then entry = '' end
+  try('XCLAIM', STREAMS[letter], GROUP, keeper, 0, entry, 'JUSTID')
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', letter .. entry)
   call('HDEL', message_key(id), '_sq_owner')
   if body._sq_ttl then arm_body(id, body._sq_ttl) end

@@ -104,6 +104,24 @@ local function bound_orphan(id)
   call('EXPIRE', message_key(id), call('ZSCORE', DLQ, id) and DEAD_LETTER_TTL or ORPHAN_TTL)
 end
 
+-- Drops an entry whose message is not in line, and never the hash. Where that still names the entry, somebody took the
+-- message out; else it has moved on, or ran out, or the entry is another program's.
+local function drop_strayed(letter, entry, id)
+  drop_entry(letter, entry)
+  if not id then return end
+  local body = read_body(id)
+  if body and body._sq_entry == letter .. entry then
+    call('HSET', message_key(id), '_sq_entry', letter)
+    call('HDEL', message_key(id), '_sq_owner')
+    count('outside_taken_out')
+  end
+  bound_orphan(id)
+end
+
+-- Whether somebody else says that he works on a message which nobody of ours holds: whatever ends our holding it, or
+-- puts it into line, writes another status.
+local function is_claimed_elsewhere(body) return body.status == 'processing' and not body._sq_owner end
+
 -- Writes fields of a hash from ARGV, in portions: Lua unpacks no more than 8,000 values at once.
 local function write_fields(id, first, last)
   for from = first, last, 1000 do
@@ -153,6 +171,7 @@ end
 
 -- A body that ran out: counted and shown, never handed to a handler.
 local function expire_message(id, now)
+  if call('EXISTS', message_key(id)) == 1 then count('outside_damaged') end
   leave_all_sets(id)
   bound_orphan(id)
   call('ZREM', BODILESS, id)

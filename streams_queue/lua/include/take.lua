@@ -2,11 +2,7 @@
 -- had to be done about that is done. `room` is false once the batch is full: the entry then goes back, uncharged. A
 -- suspect is for one who runs it `alone`, so that the innocents beside it do not die of it for the last time.
 local function take(letter, entry, id, consumer, lock_ms, now, room, alone)
-  if not id or not call('ZSCORE', MAIN, id) then  -- somebody took it out of the line
-    drop_entry(letter, entry)
-    if id then bound_orphan(id) end
-    return
-  end
+  if not id or not call('ZSCORE', MAIN, id) then return drop_strayed(letter, entry, id) end
   local body = read_body(id)
   if not body then
     drop_entry(letter, entry)
@@ -24,9 +20,11 @@ local function take(letter, entry, id, consumer, lock_ms, now, room, alone)
   end
   local owner = try('GET', lock_key(id))
   if owner and owner ~= consumer then
+    if owner ~= body._sq_owner then count('outside_locked') end
     call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
     return
   end
+  if is_claimed_elsewhere(body) then count('outside_claimed_elsewhere') end
   call('SET', lock_key(id), consumer, 'PX', lock_ms)
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
   call('HSET', message_key(id), 'status', 'processing', '_sq_entry', letter .. entry, '_sq_owner', consumer,
