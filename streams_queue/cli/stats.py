@@ -64,6 +64,8 @@ def stats(
 
 def _facts(stats: Stats) -> Iterator[tuple[str, str]]:
     for name, value in msgspec.to_builtins(stats).items():
+        if name == "edits":  # they stand among the counters
+            continue
         if isinstance(value, dict):  # the counters
             yield from ((str(counter), str(count)) for counter, count in sorted(value.items()))
         elif isinstance(value, bool):
