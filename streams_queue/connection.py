@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,8 @@ class Connection:
             address.hosts,
             sentinel_kwargs={**plain, "socket_timeout": self.settings.timeout, "ssl": address.tls},
         )
+        for client in sentinel.sentinels:
+            client.connection_pool.connection_class = wire.Tls if address.tls else wire.Tcp
         self._clients.extend(sentinel.sentinels)
         pool = _SentinelPool(
             address.service,
@@ -239,10 +242,7 @@ class _Cluster(RedisCluster):
         return PubSub(pool, **options)
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
-        async with self._turn:
-            if not self.nodes_manager.startup_nodes:
-                # redis-py 5 and 6 strike out each node that failed, the last one too.
-                self.nodes_manager.startup_nodes.update(self._first)
+        async with self._alone():
             return await super().execute_command(*args, **kwargs)
 
     async def together(self, key: str, *commands: Sequence[_Argument]) -> list[Any]:
@@ -250,7 +250,7 @@ class _Cluster(RedisCluster):
 
         The first command decides where all of them go.
         """
-        async with self._turn:
+        async with self._alone():
             for _ in range(_REDIRECTS):
                 await self.initialize()
                 node = self.nodes_manager.get_node_from_slot(self.keyslot(key))
@@ -275,12 +275,40 @@ class _Cluster(RedisCluster):
             node._free.append(connection)
 
     async def aclose(self) -> None:
-        # From redis-py 7 on a failed call marks the client as not initialized, and closing skips those;
-        # after it the slot table may hold nodes that stand nowhere else.
+        # From redis-py 7 on a failed call marks the client as not initialized, and closing skips those.
         self._initialize = False
-        used = {id(node): node for nodes in self.nodes_manager.slots_cache.values() for node in nodes}
+        nodes = self._nodes()
         await super().aclose()
-        await asyncio.gather(*(node.disconnect() for node in used.values()))
+        await asyncio.gather(*(node.disconnect() for node in nodes))
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Wait for one's turn, and mend what redis-py loses when a call fails."""
+        async with self._turn:
+            if self._initialize:
+                # It strikes out nodes that failed (5 and 6), and all that are not members now, be they the only ones
+                # to be known under a lasting name.
+                for name, node in self._first.items():
+                    self.nodes_manager.startup_nodes.setdefault(name, node)
+            try:
+                yield
+            except BaseException:
+                # Before 8.1 it forgets a connection that could not send, and a node may have so and so many.
+                for node in self._nodes():
+                    if not node._free:
+                        node._free.extend(node._connections)
+                raise
+
+    def _nodes(self) -> list[ClusterNode]:
+        """Each of them once: they stand in several places, and not the same object in each."""
+        known = self.nodes_manager
+        listed = itertools.chain(
+            self._first.values(),
+            known.startup_nodes.values(),
+            known.nodes_cache.values(),
+            *known.slots_cache.values(),
+        )
+        return list({id(node): node for node in listed}.values())
 
 
 async def _answer(connection: AbstractConnection) -> Any:

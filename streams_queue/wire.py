@@ -1,13 +1,15 @@
 """redis-py's connections, made so that a cancellation is never lost.
 
-redis-py sends with ``asyncio.wait_for``, which before Python 3.12 returns as if nothing had happened when the send
-ends in the very moment of the cancellation: whoever cancelled the task would wait for ever.
+redis-py (5.0 to 8.1) sends with ``asyncio.wait_for`` where the connection has a ``socket_timeout``. Before Python 3.12
+that returns as if nothing had happened when the send ends in the very moment of the cancellation: whoever cancelled
+the task would wait for ever.
 """
 
 import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from redis import exceptions
 from redis.asyncio import connection
 from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
@@ -23,6 +25,9 @@ class _Cancellable(_Base):
         try:
             async with asyncio.timeout(timeout):
                 await super().send_packed_command(command, check_health)
+        except TimeoutError as error:
+            # The cluster client looks for another node after redis-py's own errors alone, and it connects in here.
+            raise exceptions.TimeoutError("Timeout writing to socket") from error
         finally:
             self.socket_timeout = timeout
 
