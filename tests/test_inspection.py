@@ -91,7 +91,7 @@ async def test_no_file_and_no_snapshots(private):
 
 
 async def test_snapshots_alone(private):
-    (found,) = (await findings(private("--save", "3600 1").url)).values()
+    (found,) = (await findings(private("--save", "3600", "1").url)).values()
     assert "3600 1" in found.what and "last snapshot" in found.why
 
 
@@ -116,7 +116,7 @@ async def test_memory_nearly_full(private):
 
 @pytest.mark.parametrize("stops", ["yes", "no"])
 async def test_snapshots_that_fail(private, stops):
-    server = private(*AOF, "--save", "3600 1", "--stop-writes-on-bgsave-error", stops)
+    server = private(*AOF, "--save", "3600", "1", "--stop-writes-on-bgsave-error", stops)
     async with Queue("q", url=server.url) as queue:
         shutil.rmtree(server.directory)
         with server.sync_client() as client:
@@ -132,7 +132,7 @@ async def test_snapshots_that_fail(private, stops):
 
 async def test_a_replica(private):
     primary = private(*AOF)
-    replica = private(*AOF, "--replicaof", f"127.0.0.1 {primary.port}")
+    replica = private(*AOF, "--replicaof", "127.0.0.1", str(primary.port))
     (found,) = (await findings(replica.url)).values()
     assert (found.name, found.severity) == ("replica", "danger")
     assert f"127.0.0.1:{primary.port}" in found.what
