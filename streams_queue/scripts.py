@@ -19,6 +19,18 @@ class Script(NamedTuple):
     keys: tuple[str, ...] = ()
     idempotent: bool = True
     """Whether it may be sent again when a reply did not come."""
+    home: str = "streams_queue"
+    """The package whose ``lua/`` has its file. What files include is the engine's, wherever they stand."""
+
+    @property
+    def source(self) -> str:
+        """Its text, with what it includes put in place."""
+        return source(self.name, self.home)
+
+    @property
+    def sha(self) -> str:
+        """What the server calls it."""
+        return sha(self.name, self.home)
 
 
 ENQUEUE = Script(
@@ -65,17 +77,16 @@ SCRIPTS = (
 
 
 @cache
-def source(name: str) -> str:
+def source(name: str, home: str = "streams_queue") -> str:
     """The text of a script, with what it includes put in place."""
-    folder = files("streams_queue") / "lua"
-    lines = (folder / f"{name}.lua").read_text().splitlines()
+    includes = files("streams_queue") / "lua" / "include"
+    lines = (files(home) / "lua" / f"{name}.lua").read_text().splitlines()
     return "\n".join(
-        (folder / "include" / f"{line.split()[2]}.lua").read_text() if line.startswith("--- include ") else line
-        for line in lines
+        (includes / f"{line.split()[2]}.lua").read_text() if line.startswith("--- include ") else line for line in lines
     )
 
 
 @cache
-def sha(name: str) -> str:
-    """What the server calls the script."""
-    return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest()
+def sha(name: str, home: str = "streams_queue") -> str:
+    """What the server calls a script."""
+    return hashlib.sha1(source(name, home).encode(), usedforsecurity=False).hexdigest()

@@ -522,17 +522,19 @@ class Transitions:
         all_keys = [*self.keys.house, *keys] if house else list(keys)
         with self._translated():
             try:
-                return await self._send(script.name, all_keys, arguments, replicas)
+                return await self._send(script, all_keys, arguments, replicas)
             except (exceptions.ConnectionError, exceptions.TimeoutError):
                 if not script.idempotent:
                     raise
-                return await self._send(script.name, all_keys, arguments, replicas)
+                return await self._send(script, all_keys, arguments, replicas)
 
-    async def _send(self, name: str, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
+    async def _send(
+        self, script: scripts.Script, keys: list[str], arguments: list[_Argument], replicas: int
+    ) -> Any:
         try:
-            return await self._call("EVALSHA", scripts.sha(name), keys, arguments, replicas)
+            return await self._call("EVALSHA", script.sha, keys, arguments, replicas)
         except exceptions.NoScriptError:  # a restart, a failover, SCRIPT FLUSH
-            return await self._call("EVAL", scripts.source(name), keys, arguments, replicas)
+            return await self._call("EVAL", script.source, keys, arguments, replicas)
 
     async def _call(self, command: str, script: str, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
         if replicas:

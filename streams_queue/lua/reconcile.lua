@@ -7,6 +7,7 @@
 --- include house
 --- include place
 --- include restart
+--- include survey
 local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
 local WINDOW = 60             -- seconds around now in which an id added by hand is found within a second
 local BODILESS_GRACE = 5      -- seconds an id may stand in main before its body is written
@@ -15,25 +16,6 @@ local BODILESS_TTL = 180      -- seconds that the note of it lasts, longer than 
 local wrong = wrong_type()
 if wrong then return wrong end
 local now, repaired, expired = server_time(), 0, 0
-
-local delivered_up_to = {}
-for _, letter in ipairs(PRIORITIES) do
-  local last = '0-0'
-  for _, group in ipairs(info_about('GROUPS', STREAMS[letter])) do
-    if group.name == GROUP then last = group['last-delivered-id'] end
-  end
-  local ms, seq = string.match(last, '^(%d+)%-(%d+)$')
-  delivered_up_to[letter] = {ms = tonumber(ms), seq = tonumber(seq)}
-end
-
--- An entry lives while a worker will still be given it, or holds it: one that was delivered to a consumer whom
--- somebody deleted is neither.
-local function lives(letter, entry, ms, seq)
-  if not entry_exists(letter, entry) then return false end
-  local last = delivered_up_to[letter]
-  if ms > last.ms or (ms == last.ms and seq > last.seq) then return true end
-  return call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
-end
 
 -- Notes of what was mended meanwhile. A write that is allowed at maxmemory, and so what follows is allowed too.
 call('ZREMRANGEBYSCORE', BODILESS, '-inf', now - BODILESS_TTL)
@@ -108,17 +90,9 @@ if cursor == '' then
   local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
   for i = #newest, 1, -1 do look_at(newest[i]) end
 else
-  -- A cursor is the score to go on with, and how many of that score were looked at: ids that leave main do not shift it.
-  local from, seen = string.match(cursor, '^(%S+) (%d+)$')
-  if not from then from, seen = '-inf', 0 end
-  local page = call('ZRANGEBYSCORE', MAIN, from, '+inf', 'WITHSCORES', 'LIMIT', seen, limit)
-  local last, same = page[#page], 0
-  for i = 1, #page, 2 do
-    look_at(page[i])
-    if page[i + 1] == last then same = same + 1 end
-  end
-  if last == from then same = same + seen end
-  next_cursor = #page == 2 * limit and last .. ' ' .. same or '0'
+  local page = page_of(MAIN, cursor, limit)
+  for _, id in ipairs(page.ids) do look_at(id) end
+  next_cursor = cursor_after(page)
 end
 count('adopted_messages', repaired)
 local entries = call('XLEN', STREAMS.h) + call('XLEN', STREAMS.n) + call('XLEN', STREAMS.l)

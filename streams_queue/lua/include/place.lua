@@ -5,17 +5,19 @@ local DEAD_LETTER_TTL = 30 * 86400  -- the same, where somebody made it a dead l
 local EXPIRED_TTL = 60     -- seconds that a marker without a result stays
 local LOST_CAP = 10000     -- how many ids P:lost remembers
 
--- A body is a hash that has a timestamp; nil for anything less, a key of another type included.
+-- A body is a hash that has a timestamp; nil for anything less, a key of another type included. Whoever needs fewer
+-- fields names them, the timestamp first.
 local BODY = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_ttl', '_sq_listener', '_sq_crashes',
               'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types', '_sq_suspect'}
-local function read_body(id)
-  local values = try('HMGET', message_key(id), unpack(BODY))
+local function read_body(id, names)
+  names = names or BODY
+  local values = try('HMGET', message_key(id), unpack(names))
   if values.err and not string.find(values.err, 'WRONGTYPE', 1, true) then
     error(values.err)  -- out of reach (a Cluster slot on its way, a permission that lacks) is not run out
   end
   if values.err or not values[1] then return nil end
   local body = {}
-  for i, name in ipairs(BODY) do body[name] = values[i] or nil end
+  for i, name in ipairs(names) do body[name] = values[i] or nil end
   return body
 end
 

@@ -1,0 +1,241 @@
+"""The migration's only door to Redis: one typed coroutine for each of its Lua files, and plain reads."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple
+
+from redis.asyncio import RedisCluster
+
+from streams_queue.scripts import Script
+from streams_queue.transitions import BATCH, SCHEMA, Transitions
+
+PAGE = 500
+"""Ids that one call looks at."""
+
+_HOME = __name__.rpartition(".")[0]
+_LAST = ("last_h", "last_n", "last_l")
+
+EXAMINE = Script("examine", ("queue", "cursor", "limit", "samples", "texts", *_LAST), home=_HOME)
+STRAYS = Script("strays", (), ("id",), home=_HOME)
+PREPARE = Script("prepare", ("schema", "index_users"), home=_HOME)
+RETIME = Script("retime", ("limit",), home=_HOME)
+ENTER = Script("enter", ("cursor", "limit", "adopted_ttl", "dedup_expiry", *_LAST), home=_HOME)
+KEEP = Script("keep", ("queue", "cursor", "limit", "adopted_ttl", "dead_letter_ttl"), home=_HOME)
+SET_ASIDE = Script("set_aside", ("limit", "grace_ms", "kept_for"), home=_HOME)
+TIDY = Script("tidy", ("priority", "after", "limit"), home=_HOME)
+CONCLUDE = Script("conclude", ("summary",), home=_HOME)
+STRIP = Script("strip", ("queue", "cursor", "limit"), home=_HOME)
+DISMANTLE = Script("dismantle", keys=("maintainer",), home=_HOME)
+
+SCRIPTS = (EXAMINE, STRAYS, PREPARE, RETIME, ENTER, KEEP, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
+
+START = "0"
+"""The cursor at which a pass begins, and ends."""
+
+NO_ENTRIES = ("", "", "")
+"""The last entries of the three priorities before any was seen."""
+
+
+class Examined(NamedTuple):
+    """One page of one set, as it stands."""
+
+    cursor: str
+    ids: int
+    found: dict[str, int]
+    examples: list[tuple[str, str]]
+    last: tuple[str, str, str]
+    difference: int
+    """Ids in main less entries in the streams."""
+
+
+class Entered(NamedTuple):
+    """What one page of main needed."""
+
+    cursor: str
+    ids: int
+    entered: int
+    ordered: int
+    bodiless: int
+    last: tuple[str, str, str]
+
+
+class Kept(NamedTuple):
+    """What one page of another set needed."""
+
+    cursor: str
+    ids: int
+    kept: int
+    left: int
+    bodiless: int
+
+
+class Stripped(NamedTuple):
+    """What one page meant for going back."""
+
+    cursor: str
+    ids: int
+    prioritised: int
+    scheduled: int
+    escaped: int
+
+
+class Consumer(NamedTuple):
+    """Who reads a stream: seconds since its last sign of life, entries it holds."""
+
+    name: str
+    idle: float
+    pending: int
+
+
+class Door(Transitions):
+    """The transitions of a queue, and those that move it in and out."""
+
+    async def examine(
+        self, queue: str, cursor: str, last: tuple[str, str, str], *, samples: int, texts: bool
+    ) -> Examined:
+        """Look at one page; writes nothing."""
+        head = (queue, cursor, PAGE, samples, int(texts), *last)
+        after, ids, counts, examples, seen, difference = await self._run(EXAMINE, head)
+        names = [_text(name) for name in examples]
+        return Examined(
+            _text(after),
+            ids,
+            _counts(counts),
+            list(zip(names[::2], names[1::2], strict=True)),
+            _entries(seen),
+            difference,
+        )
+
+    async def strays(self, ids: list[str]) -> list[int]:
+        """For each: 0 where it has a place, 1 where it has none and ends by itself, 2 where it would stay."""
+        return list(await self._run(STRAYS, (), [(id,) for id in ids]))
+
+    async def prepare(self, *, index_users: bool) -> bool:
+        """Make the groups and note that a move is under way; True where one was completed before."""
+        return bool(await self._run(PREPARE, (SCHEMA, int(index_users))))
+
+    async def retime(self) -> tuple[bool, int]:
+        """Give scores ahead of the clock the present time: (whether there are more, how many it were)."""
+        more, changed = await self._run(RETIME, (PAGE,))
+        return bool(more), changed
+
+    async def enter(self, cursor: str, last: tuple[str, str, str], *, adopted_ttl: int, dedup_expiry: int) -> Entered:
+        """Give a page of main its entries."""
+        after, ids, entered, ordered, bodiless, seen = await self._run(
+            ENTER, (cursor, PAGE, adopted_ttl, dedup_expiry, *last)
+        )
+        return Entered(_text(after), ids, entered, ordered, bodiless, _entries(seen))
+
+    async def keep(self, queue: str, cursor: str, *, adopted_ttl: int, dead_letter_ttl: int) -> Kept:
+        """See to a page of the retries, the scheduled messages or the dead letters."""
+        after, *counts = await self._run(KEEP, (queue, cursor, PAGE, adopted_ttl, dead_letter_ttl))
+        return Kept(_text(after), *counts)
+
+    async def set_aside(self, *, grace: float, kept_for: int) -> tuple[int, list[tuple[str, str]]]:
+        """Put ids without a body for `grace` seconds on ``P:lost``: (how many still wait, the ids and their sets)."""
+        waiting, flat = await self._run(SET_ASIDE, (PAGE, round(grace * 1000), kept_for))
+        words = [_text(word) for word in flat]
+        return waiting, list(zip(words[::2], words[1::2], strict=True))
+
+    async def tidy(self, priority: str, after: str) -> tuple[str, int, int]:
+        """Drop a page's entries that no message goes by: (where to go on, entries looked at, dropped)."""
+        on, looked_at, dropped = await self._run(TIDY, (priority, after, PAGE))
+        return _text(on), looked_at, dropped
+
+    async def conclude(self, summary: bytes) -> None:
+        """Note that the move is done, and what it did."""
+        await self._run(CONCLUDE, (summary,))
+
+    async def strip(self, queue: str, cursor: str) -> Stripped:
+        """Make a page's messages what the old queue knew."""
+        after, *counts = await self._run(STRIP, (queue, cursor, PAGE))
+        return Stripped(_text(after), *counts)
+
+    async def dismantle(self) -> None:
+        """Delete the engine's own keys."""
+        await self._run(DISMANTLE, (), (), [self.keys.maintainer])
+        async for keys in self.scan(f"{self.keys.prefix}:user:*"):
+            await self.command("UNLINK", *keys)
+
+    # ---- plain reads
+
+    async def info(self, section: str) -> dict[str, Any]:
+        """A section of INFO, of the node that owns the queue."""
+        client = self.connection.client
+        target = {"target_nodes": client.get_node_from_key(self.keys.main)} if isinstance(client, RedisCluster) else {}
+        with self._translated():
+            answer = await client.execute_command("INFO", section, **target)
+        return dict(answer)
+
+    async def global_lock(self) -> str | None:
+        """Who works on the whole queue, as the old code has it."""
+        owner = await self.command("GET", self.keys.global_lock)
+        return None if owner is None else _text(owner)
+
+    async def command(self, *words: Any) -> Any:
+        """One command of this queue's node."""
+        with self._translated():
+            return await self.connection.client.execute_command(*words)
+
+    async def sizes(self) -> dict[str, int]:
+        """How many ids stand in each set, and how many entries in the streams together (``entries``)."""
+        stats = await self.stats()
+        entries = [await self.command("XLEN", stream) for stream in self.keys.streams.values()]
+        return {
+            "main": stats.main, "retry": stats.retry, "scheduled": stats.scheduled, "dlq": stats.dead,
+            "entries": sum(entries),
+        }  # fmt: skip
+
+    async def meta(self) -> dict[str, str]:
+        """The agreements of the queue."""
+        flat = await self.command("HGETALL", self.keys.meta)
+        pairs: Mapping[bytes, bytes] = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+        return {_text(name): _text(value) for name, value in pairs.items()}
+
+    async def kinds(self) -> dict[str, str]:
+        """The type of each of the queue's keys that exists."""
+        kinds = {key: _text(await self.command("TYPE", key)) for key in self.keys.house}
+        return {key: kind for key, kind in kinds.items() if kind != "none"}
+
+    async def consumers(self) -> list[Consumer]:
+        """Everybody who reads the streams."""
+        found: list[Consumer] = []
+        for stream in self.keys.streams.values():
+            if _text(await self.command("TYPE", stream)) != "stream":
+                continue
+            with self._translated():
+                for group in await self.connection.client.xinfo_groups(stream):
+                    if group["name"] == b"workers":
+                        found += [
+                            Consumer(_text(row["name"]), row["idle"] / 1000, row["pending"])
+                            for row in await self.connection.client.xinfo_consumers(stream, "workers")
+                        ]
+        return found
+
+    async def head(self, count: int) -> list[str]:
+        """The first ids of main."""
+        return [_text(id) for id in await self.command("ZRANGE", self.keys.main, 0, count - 1)]
+
+    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Every key like this, some at a time; one may come twice. Reads the whole database."""
+        with self._translated():
+            batch: list[bytes] = []
+            async for key in self.connection.client.scan_iter(pattern, count=BATCH):
+                batch.append(key)
+                if len(batch) == BATCH:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+
+
+def _text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode(errors="surrogateescape")
+
+
+def _counts(flat: list[Any]) -> dict[str, int]:
+    return {_text(name): times for name, times in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _entries(raw: list[bytes]) -> tuple[str, str, str]:
+    high, normal, low = map(_text, raw)
+    return high, normal, low

@@ -1,0 +1,77 @@
+-- enter: ids of main without a living entry, or with one out of order -> queued, in main's order; those that have no body
+--        are noted for `set_aside`
+-- KEYS     house
+-- ARGV     cursor limit adopted_ttl dedup_expiry last_h last_n last_l; last_... is the last entry so far of a priority
+-- RETURNS  {next cursor, ids looked at, given an entry, put in order, without a body, the last entries}
+--- include house
+--- include place
+--- include restart
+--- include survey
+local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
+local last = {}
+for i, letter in ipairs(PRIORITIES) do last[letter] = ARGV[4 + i] end
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local now, entered, ordered, bodiless = server_time(), 0, 0, 0
+
+local function parsed(entry)
+  local ms, seq = string.match(entry or '', '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function is_in_order(letter, ms, seq)
+  local last_ms, last_seq = parsed(last[letter])
+  return not last_ms or is_after(ms, seq, {ms = last_ms, seq = last_seq})
+end
+
+-- XADD comes first: at maxmemory it is refused, and then nothing of this message was written.
+local function give_entry(id, letter, old, ...)
+  local entry = call('XADD', STREAMS[letter], '*', 'id', id)
+  if old then drop_entry(letter, old) end
+  call('HSET', message_key(id), '_sq_entry', letter .. entry, ...)
+  last[letter] = entry
+end
+
+-- The hash of an old producer gets the documented time to live, from now on.
+local function enter(id, body, letter, old, score)
+  local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil
+  if ttl then
+    give_entry(id, letter, old, 'status', 'queued', '_sq_ttl', ttl)
+  else
+    give_entry(id, letter, old, 'status', 'queued')
+  end
+  if LINES[letter] then call('ZADD', LINES[letter], score, id) end
+  if body._sq_owner then call('HDEL', message_key(id), '_sq_owner') end
+  if body._sq_types and body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
+  arm_body(id, ttl)
+  index_user(body, id, score, ttl)
+  entered = entered + 1
+end
+
+local FIELDS = {'timestamp', '_sq_entry', '_sq_types', '_sq_ttl', '_sq_owner', 'status', 'retry_count', 'user_id', 'dedup_key'}
+local function look_at(id, score)
+  local body = read_body(id, FIELDS)
+  if not body then
+    call('ZADD', BODILESS, 'NX', now, id)
+    bodiless = bodiless + 1
+    return
+  end
+  local letter, entry = letter_of(body), live_entry(body)
+  local ms, seq = parsed(entry)
+  if not entry or not lives(letter, entry, ms, seq) then
+    enter(id, body, letter, entry, score)
+  elseif not is_delivered(letter, ms, seq) then
+    if is_in_order(letter, ms, seq) then
+      last[letter] = entry
+    else
+      give_entry(id, letter, entry)
+      ordered = ordered + 1
+    end
+  end
+end
+
+local page = page_of(MAIN, cursor, limit)
+for i, id in ipairs(page.ids) do look_at(id, page.scores[i]) end
+if bodiless > 0 then call('EXPIRE', BODILESS, 86400) end
+return {cursor_after(page), #page.ids, entered, ordered, bodiless, {last.h or '', last.n or '', last.l or ''}}

@@ -1,0 +1,14 @@
+-- strays: reads which messages stand in no queue
+-- KEYS     house
+-- ARGV     per message: id
+-- RETURNS  per message: 0 (it has a place, or is none) | 1 (it ends by itself) | 2 (it would stay for ever)
+--- include house
+--- include place
+local function stray(id)
+  if place_of(id) or not read_body(id, {'timestamp'}) then return 0 end
+  return call('TTL', message_key(id)) >= 0 and 1 or 2
+end
+
+local answers = {}
+for a = 1, #ARGV do answers[a] = stray(ARGV[a]) end
+return answers

@@ -1,0 +1,133 @@
+"""What could go wrong, asked before anything is written."""
+
+import asyncio
+from collections.abc import Mapping
+
+from streams_queue_migrations.door import Door
+from streams_queue_migrations.model import Finding
+
+OURS = "streams-queue"
+"""The owner's name that this code's chat workers give the global lock."""
+
+BYTES_PER_MESSAGE = 150
+"""What a stream entry and the fields of the engine take, measured with ids of 36 characters on Valkey 9.1."""
+
+_HEAD = 200
+"""Ids at the head of main that are watched: an old worker takes the first."""
+
+_KINDS: Mapping[str, str] = {"stream": "stream", "stats": "hash", "meta": "hash"}
+
+
+async def preflight(door: Door, *, watch: float) -> list[Finding]:
+    """What whoever migrates should know, the reasons to refuse among it.
+
+    Args:
+        door: of the queue.
+        watch: seconds that the head of the line is watched for signs of old workers.
+    """
+    if wrong := await _wrong_kinds(door):
+        return wrong  # nothing else can be read then
+    sizes = await door.sizes()
+    return [*await _memory(door, sizes["main"]), *await _old_workers(door, watch), *await _new_workers(door)]
+
+
+async def _wrong_kinds(door: Door) -> list[Finding]:
+    wrong = {key: kind for key, kind in (await door.kinds()).items() if kind != _kind_of(door, key)}
+    return [
+        Finding(
+            "wrong_type",
+            refuses=True,
+            what=f"{key} is a {kind}, not a {_kind_of(door, key)}: another program's, or a mistake",
+            remedy=f"look at it, and move it away: RENAME {key} {key}.old",
+        )
+        for key, kind in wrong.items()
+    ]
+
+
+def _kind_of(door: Door, key: str) -> str:
+    if key in door.keys.streams.values():
+        return "stream"
+    return _KINDS.get(key.rpartition(":")[2], "zset")
+
+
+async def _memory(door: Door, messages: int) -> list[Finding]:
+    memory = await door.info("memory")
+    limit, policy = int(memory.get("maxmemory", 0)), memory.get("maxmemory_policy", "noeviction")
+    if not limit:
+        return []
+    found = []
+    if policy != "noeviction":
+        found.append(
+            Finding(
+                "eviction",
+                refuses=True,
+                what=f"maxmemory-policy is {policy}: when memory is short the server deletes messages to make room",
+                remedy="CONFIG SET maxmemory-policy noeviction",
+            )
+        )
+    needed, free = messages * BYTES_PER_MESSAGE, limit - int(memory.get("used_memory", 0))
+    if needed > free:
+        found.append(
+            Finding(
+                "memory",
+                refuses=True,
+                what=f"about {needed >> 20} MiB more are needed, {max(0, free) >> 20} MiB are free",
+                remedy="raise maxmemory, or work the queue off first",
+            )
+        )
+    return found
+
+
+async def _old_workers(door: Door, watch: float) -> list[Finding]:
+    remedy = "stop them all, and start again"
+    owner = await door.global_lock()
+    if owner is not None and owner != OURS:
+        return [
+            Finding(
+                "global_lock",
+                refuses=True,
+                what=f"{door.keys.global_lock} is held by {owner!r}: a worker of the old code runs, or died lately",
+                remedy=f"{remedy}; the lock of one that died runs out by itself, or DEL {door.keys.global_lock}",
+            )
+        ]
+    before = await _taken_by_old(door, await door.head(_HEAD))
+    await asyncio.sleep(watch)
+    after = await _taken_by_old(door, list(before))
+    moved = [id for id, taken in after.items() if taken and not before[id]]
+    if not moved:
+        return []
+    return [
+        Finding(
+            "old_worker",
+            refuses=True,
+            what=f"{len(moved)} messages were taken within {watch:g} s by a worker of the old code, {moved[0]} for one",
+            remedy=remedy,
+        )
+    ]
+
+
+async def _taken_by_old(door: Door, ids: list[str]) -> dict[str, bool]:
+    """For each id: whether a worker that is none of ours works on it, or has finished it."""
+    hashes = await door.read(ids)
+    taken = {}
+    for id, fields in zip(ids, hashes, strict=True):
+        if fields:
+            taken[id] = fields.get("status") == b"processing" and "_sq_owner" not in fields
+        else:
+            taken[id] = not await door.command("EXISTS", door.keys.done(id))
+    return taken
+
+
+async def _new_workers(door: Door) -> list[Finding]:
+    lease = float((await door.meta()).get("lease_ms", 0)) / 1000
+    living = {consumer.name for consumer in await door.consumers() if consumer.idle < lease}
+    if not living:
+        return []
+    return [
+        Finding(
+            "new_workers",
+            refuses=False,
+            what=f"{len(living)} workers of this engine run: what they take meanwhile does not wait for its turn",
+            remedy="nothing is lost by it; stop them for the order to hold",
+        )
+    ]

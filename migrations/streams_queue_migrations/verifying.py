@@ -1,0 +1,140 @@
+"""Verify: whether all of a queue is as it must be. Reads only, at any time."""
+
+import asyncio
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from streams_queue.queue import Queue
+from streams_queue_migrations.census import take_census
+from streams_queue_migrations.door import Door
+from streams_queue_migrations.model import Census, Check, Progress, Verified
+
+PATIENCE = 3.0
+"""Seconds after which what was found is looked at again: an id that an old producer has just added is found by a worker
+within two."""
+
+_SAMPLES = 1000
+
+
+async def verify(
+    queue: Queue[Any], progress: Progress, *, patience: float = PATIENCE, in_order: bool = False
+) -> Verified:
+    """Look at all of the queue. O(n), and the keys of the whole database.
+
+    On a queue at work only that is held against it which is found twice, `patience` seconds apart.
+
+    Args:
+        queue: open.
+        progress: told after each page.
+        patience: seconds.
+        in_order: entries must stand in main's order; where old producers' clocks differ they need not.
+
+    Raises:
+        QueueUnavailable: the server does not answer.
+        ConfigurationError: a newer engine wrote the queue, access is denied, or a key has the wrong type.
+    """
+    door = Door(queue.connection, queue.keys)
+    found = await _look(door, progress, in_order=in_order)
+    if found.clean:
+        return found
+    await asyncio.sleep(patience)
+    return _found_twice(found, await _look(door, progress, in_order=in_order))
+
+
+async def _look(door: Door, progress: Progress, *, in_order: bool) -> Verified:
+    censuses = await take_census(door, progress, samples=_SAMPLES)
+    main = censuses[0]
+    passing, staying = await _strays(door)
+    checks = [
+        _check(
+            "entries", "each id of main has one living entry in a stream", [main], ("no_entry",),
+            "start a worker, which finds them within a minute, or run migrate",
+        ),
+        _check(
+            "order", "the entries stand in main's order", [main], ("out_of_order",),
+            "run migrate; or leave them: they were found later than their time says", fatal=in_order,
+        ),
+        _check(
+            "bodies", "each id has a body", censuses, ("bodiless", "damaged"),
+            "a worker sets those of main aside on P:lost within a minute; for others run migrate",
+        ),
+        _check(
+            "places", "each id stands in one place", censuses, ("two_places",),
+            "run migrate: main wins, then retry, then scheduled",
+        ),
+        Check(
+            name="strays", what="each body has a place, or an end", violations=len(staying), examples=staying,
+            remedy="look at them; ZADD the id to queue:main to have it worked on, or DEL the hash",
+        ),
+        Check(
+            name="passing", what="each body has a place", violations=len(passing), examples=passing,
+            remedy="nothing: they end by themselves", fatal=False,
+        ),
+        _check(
+            "times", "each score is a time", censuses, ("no_time",),
+            "nothing, where their place in line may stay; or run migrate", fatal=False,
+        ),
+        _check(
+            "locks", "nobody but workers holds messages of main", [main], ("locked",),
+            "find out who took the lock; it runs out by itself, or DEL it", fatal=False,
+        ),
+        _check(
+            "lives", "no body is about to run out", censuses, ("ends_soon",),
+            "start workers", fatal=False,
+        ),
+        await _keepers(door),
+    ]  # fmt: skip
+    return Verified(prefix=door.keys.prefix, ids={census.queue: census.ids for census in censuses}, checks=checks)
+
+
+def _check(
+    name: str, what: str, censuses: Iterable[Census], kinds: tuple[str, ...], remedy: str, *, fatal: bool = True
+) -> Check:
+    pairs = list(itertools.product(censuses, kinds))
+    return Check(
+        name=name,
+        what=what,
+        violations=sum(census.found.get(kind, 0) for census, kind in pairs),
+        examples=[id for census, kind in pairs for id in census.examples.get(kind, ())],
+        remedy=remedy,
+        fatal=fatal,
+    )
+
+
+async def _strays(door: Door) -> tuple[list[str], list[str]]:
+    """Bodies without a place: those that end by themselves, and those that would stay."""
+    start = len(door.keys.message(""))
+    passing: list[str] = []
+    staying: list[str] = []
+    async for keys in door.scan(f"{door.keys.message('')}*"):
+        ids = [key.decode(errors="surrogateescape")[start:] for key in keys]
+        for id, kind in zip(ids, await door.strays(ids), strict=True):
+            if kind:
+                (passing if kind == 1 else staying).append(id)
+    return passing, staying
+
+
+async def _keepers(door: Door) -> Check:
+    """Whether somebody recovers what dead workers held."""
+    lease = float((await door.meta()).get("lease_ms", 0)) / 1000
+    holders = [consumer for consumer in await door.consumers() if consumer.pending and lease]
+    dead = [f"{consumer.name} ({consumer.pending})" for consumer in holders if consumer.idle > 3 * lease]
+    return Check(
+        name="holders", what="who holds messages lives", violations=len(dead), examples=dead,
+        remedy="start a worker: it hands on what dead ones held", fatal=False,
+    )  # fmt: skip
+
+
+def _found_twice(first: Verified, second: Verified) -> Verified:
+    checks = [_both(one, two) for one, two in zip(first.checks, second.checks, strict=True)]
+    return msgspec.structs.replace(second, checks=checks)
+
+
+def _both(one: Check, two: Check) -> Check:
+    if max(one.violations, two.violations) > _SAMPLES:
+        return msgspec.structs.replace(two, violations=min(one.violations, two.violations))
+    both = sorted(set(one.examples) & set(two.examples))
+    return msgspec.structs.replace(two, violations=len(both), examples=both)
