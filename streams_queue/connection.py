@@ -76,6 +76,11 @@ class Connection:
         return self._address.kind == "cluster"
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is a client."""
+        return self._client is not None
+
+    @property
     def client(self) -> Redis | RedisCluster:
         """The client for commands that do not block. Only after `open`."""
         if self._client is None:

@@ -136,9 +136,16 @@ class Queue(Generic[Payload]):
         Raises:
             QueueUnavailable: nothing answers there.
             UnsupportedServer: the server is older than Redis 6.2.
-            ConfigurationError: it refuses the credentials, or TLS fails.
+            ConfigurationError: it refuses the credentials, TLS fails, or a newer engine wrote the queue.
         """
+        if self.connection.is_open:
+            return
         await self.connection.open()
+        try:
+            await self.transitions.check_schema()
+        except BaseException:
+            await self.connection.close()
+            raise
 
     async def close(self) -> None:
         """Send what was submitted, then disconnect."""

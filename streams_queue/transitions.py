@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 from redis import exceptions
 
 from streams_queue import scripts
-from streams_queue.codec import Fields, fields_of
+from streams_queue.codec import Fields, fields_of, number
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
@@ -205,6 +205,22 @@ class Transitions:
 
     # ---- to a worker
 
+    async def check_schema(self) -> None:
+        """Nothing, where this engine knows the layout that the queue has.
+
+        Raises:
+            ConfigurationError: a newer engine wrote the queue.
+        """
+        with self._translated():
+            schema: Any = await self.connection.client.hget(self.keys.meta, "schema")
+        self._refuse_newer(int(number(schema, SCHEMA)))
+
+    def _refuse_newer(self, schema: int) -> None:
+        if schema > SCHEMA:
+            raise ConfigurationError(
+                f"queue {self.keys.prefix!r} has schema {schema}, this engine knows {SCHEMA}: upgrade streams-queue"
+            )
+
     async def join(self, consumer: str, lease: float) -> None:
         """Make the groups and the consumer, and agree on the lease (seconds).
 
@@ -213,10 +229,7 @@ class Transitions:
         """
         wanted = round(lease * 1000)
         in_force, schema = await self._run(scripts.JOIN, (consumer, wanted, SCHEMA))
-        if schema > SCHEMA:
-            raise ConfigurationError(
-                f"queue {self.keys.prefix!r} has schema {schema}, this engine knows {SCHEMA}: upgrade streams-queue"
-            )
+        self._refuse_newer(schema)
         if in_force != wanted:
             raise ConfigurationError(
                 f"lease={lease:g} s was asked for, but workers of queue {self.keys.prefix!r} live with a lease of "
