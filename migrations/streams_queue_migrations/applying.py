@@ -171,7 +171,7 @@ class _Move:
                 break
             await asyncio.sleep(1.0)  # an old producer counts its message a moment after it has added it
         check = Check(
-            name="sums", what="whoever was there, or came, is there or has left", violations=abs(missing),
+            name="sums", what="all who were there, or came, are there or have left", violations=abs(missing),
             remedy="somebody added or took out ids by hand meanwhile: old workers, a script?",
         )  # fmt: skip
         return msgspec.structs.replace(verified, checks=[*verified.checks, check])

@@ -50,39 +50,39 @@ async def _look(door: Door, progress: Progress, *, in_order: bool) -> Verified:
     passing, staying = await _strays(door)
     checks = [
         _check(
-            "entries", "each id of main has one living entry in a stream", [main], ("no_entry",),
+            "entries", "all ids of main have one living entry in a stream", [main], ("no_entry",),
             "start a worker, which finds them within a minute, or run migrate",
         ),
         _check(
-            "order", "the entries stand in main's order", [main], ("out_of_order",),
+            "order", "all entries stand in main's order", [main], ("out_of_order",),
             "run migrate; or leave them: they were found later than their time says", fatal=in_order,
         ),
         _check(
-            "bodies", "each id has a body", censuses, ("bodiless", "damaged"),
+            "bodies", "all ids have a body", censuses, ("bodiless", "damaged"),
             "a worker sets those of main aside on P:lost within a minute; for others run migrate",
         ),
         _check(
-            "places", "each id stands in one place", censuses, ("two_places",),
+            "places", "all ids stand in one place", censuses, ("two_places",),
             "run migrate: main wins, then retry, then scheduled",
         ),
         Check(
-            name="strays", what="each body has a place, or an end", violations=len(staying), examples=staying,
+            name="strays", what="all bodies have a place, or end by themselves", violations=len(staying), examples=staying,
             remedy="look at them; ZADD the id to queue:main to have it worked on, or DEL the hash",
         ),
         Check(
-            name="passing", what="each body has a place", violations=len(passing), examples=passing,
+            name="passing", what="all bodies have a place", violations=len(passing), examples=passing,
             remedy="nothing: they end by themselves", fatal=False,
         ),
         _check(
-            "times", "each score is a time", censuses, ("no_time",),
+            "times", "all scores are times", censuses, ("no_time",),
             "nothing, where their place in line may stay; or run migrate", fatal=False,
         ),
         _check(
-            "locks", "nobody but workers holds messages of main", [main], ("locked",),
+            "locks", "all messages of main are free, or held by workers", [main], ("locked",),
             "find out who took the lock; it runs out by itself, or DEL it", fatal=False,
         ),
         _check(
-            "lives", "no body is about to run out", censuses, ("ends_soon",),
+            "lives", "all bodies last five minutes more", censuses, ("ends_soon",),
             "start workers", fatal=False,
         ),
         await _keepers(door),
@@ -123,7 +123,7 @@ async def _keepers(door: Door) -> Check:
     holders = [consumer for consumer in await door.consumers() if consumer.pending and lease]
     dead = [f"{consumer.name} ({consumer.pending})" for consumer in holders if consumer.idle > 3 * lease]
     return Check(
-        name="holders", what="who holds messages lives", violations=len(dead), examples=dead,
+        name="holders", what="all who hold messages give signs of life", violations=len(dead), examples=dead,
         remedy="start a worker: it hands on what dead ones held", fatal=False,
     )  # fmt: skip
 
