@@ -31,6 +31,9 @@ SCRIPTS = (EXAMINE, STRAYS, PREPARE, RETIME, ENTER, KEEP, SET_ASIDE, TIDY, CONCL
 START = "0"
 """The cursor at which a pass begins, and ends."""
 
+SERVICE = frozenset({"returned", "parked", "suspects"})
+"""Consumers that are nobody: they hold what waits (``lua/include/house.lua``)."""
+
 NO_ENTRIES = ("", "", "")
 """The last entries of the three priorities before any was seen."""
 
@@ -197,7 +200,7 @@ class Door(Transitions):
         return {key: kind for key, kind in kinds.items() if kind != "none"}
 
     async def consumers(self) -> list[Consumer]:
-        """Everybody who reads the streams."""
+        """Every worker that reads the streams."""
         found: list[Consumer] = []
         for stream in self.keys.streams.values():
             if _text(await self.command("TYPE", stream)) != "stream":
@@ -208,6 +211,7 @@ class Door(Transitions):
                         found += [
                             Consumer(_text(row["name"]), row["idle"] / 1000, row["pending"])
                             for row in await self.connection.client.xinfo_consumers(stream, "workers")
+                            if _text(row["name"]) not in SERVICE
                         ]
         return found
 

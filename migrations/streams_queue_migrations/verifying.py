@@ -66,7 +66,7 @@ async def _look(door: Door, progress: Progress, *, in_order: bool) -> Verified:
             "run migrate: main wins, then retry, then scheduled",
         ),
         Check(
-            name="strays", what="all bodies have a place, or end by themselves", violations=len(staying), examples=staying,
+            name="strays", what="all bodies have a place, or an end", violations=len(staying), examples=staying,
             remedy="look at them; ZADD the id to queue:main to have it worked on, or DEL the hash",
         ),
         Check(

@@ -121,7 +121,7 @@ class Reader:
             **os.environ,
             "PATH": f"{tools}:{os.environ['PATH']}",
             "STREAMS_QUEUE_URL": url,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'compat'}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'compat'}:{ROOT / 'migrations'}",
             "PYTHONWARNINGS": "",
         }
 
