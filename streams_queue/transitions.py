@@ -541,9 +541,7 @@ class Transitions:
                     raise
                 return await self._send(script, all_keys, arguments, replicas)
 
-    async def _send(
-        self, script: scripts.Script, keys: list[str], arguments: list[_Argument], replicas: int
-    ) -> Any:
+    async def _send(self, script: scripts.Script, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
         try:
             return await self._call("EVALSHA", script.sha, keys, arguments, replicas)
         except exceptions.NoScriptError:  # a restart, a failover, SCRIPT FLUSH

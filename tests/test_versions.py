@@ -37,7 +37,7 @@ async def test_a_schema_that_is_no_number_is_no_news(server, prefix, redis):
 class NextVersion(Transitions):
     """An engine with other scripts, which add a field and a key of their own."""
 
-    async def _send(self, script, keys, arguments):
+    async def _send(self, script, keys, arguments, replicas):
         text = script.source.replace(
             "  count('total_messages')",
             "  call('HSET', message_key(message.id), '_sq_future', '1')\n"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import demo, look, stats, worker
+from streams_queue.cli import demo, look, moving, stats, worker
 
 app = typer.Typer(
     name="streams-queue",
@@ -37,3 +37,5 @@ app.command(epilog=stats.EPILOG)(stats.stats)
 app.command(epilog=look.PEEK_EPILOG)(look.peek)
 app.command(epilog=look.POSITION_EPILOG)(look.position)
 app.command(epilog=look.SHOW_EPILOG)(look.show)
+app.command(epilog=moving.MIGRATE_EPILOG)(moving.migrate)
+app.command(epilog=moving.VERIFY_EPILOG)(moving.verify)
