@@ -19,7 +19,7 @@ async def take_census(door: Door, progress: Progress, *, samples: int = 5, texts
     for queue in QUEUES:
         census, cursor, last = Census(queue=queue), START, NO_ENTRIES
         while True:
-            page = await door.examine(queue, cursor, last, samples=samples, texts=texts)
+            page = await door.look_at(queue, cursor, last, samples=samples, texts=texts)
             _add(census, page.found, page.examples, samples)
             census.ids += page.ids
             done += page.ids

@@ -92,7 +92,7 @@ class Consumer(NamedTuple):
 class Door(Transitions):
     """The transitions of a queue, and those that move it in and out."""
 
-    async def examine(
+    async def look_at(
         self, queue: str, cursor: str, last: tuple[str, str, str], *, samples: int, texts: bool
     ) -> Examined:
         """Look at one page; writes nothing."""
