@@ -131,7 +131,7 @@ class Connection:
         """Run a script (EVALSHA or EVAL); its answer, and how many replicas have what it wrote, where it wrote at all.
 
         WAIT counts from the last write of its own connection, and on a connection without one it confirms anything. So
-        both go in one packet: over the same connection, and with no time in between in which a server could change
+        both go in one packet: over the same connection, with no round trip in between in which a server could change
         its role. A client of its own keeps these waits from whoever waits for no replicas. Only after `open`.
         """
         if self._confirming is None:
