@@ -17,7 +17,10 @@ from chaos.ledger import ENQUEUED
 from chaos.scenario import fault
 from helpers import until
 
-DOWN_AFTER = 1.0
+DOWN_AFTER = 2.0
+"""Seconds, of Sentinel. It asks once a second: with less, it may take a primary that it has just chosen for dead."""
+NODE_TIMEOUT = 1.0
+"""Seconds, of a Cluster."""
 LAG = 1.0
 """Seconds: what was accepted so shortly before a crash may not have reached the replica."""
 SLOTS = 16384
@@ -60,7 +63,9 @@ def _sentinel(lab: Lab, replicas: int) -> tuple[list[servers.Server], servers.Se
 Planned = Callable[[servers.Server, servers.Server], Awaitable[None]]
 
 
-async def _fails_over(lab: Lab, lane: Lane, nodes: list[servers.Server], planned: Planned | None, confirm: int) -> None:
+async def _fails_over(
+    lab: Lab, lane: Lane, nodes: list[servers.Server], down_after: float, planned: Planned | None, confirm: int
+) -> None:
     """The first of the nodes loses its place to another, time and again: as planned, or killed."""
     rounds, touched, at_risk = lab.size(1, 5), set[str](), set[str]()
     primary, *replicas = nodes
@@ -76,11 +81,11 @@ async def _fails_over(lab: Lab, lane: Lane, nodes: list[servers.Server], planned
             new = await until(lambda: _primary_of(replicas), 30, "a replica in charge")  # noqa: B023
             ended = lane.ledger.count("end")
             await until(lambda: lane.ledger.count("end") > ended + 20, 30, "work going on")  # noqa: B023
-            lab.tally.recovered(time.monotonic() - began, DOWN_AFTER + 5.0)
+            lab.tally.recovered(time.monotonic() - began, down_after + 5.0)
             if not planned:
-                touched |= lane.ledger.between(began - LAG, began + DOWN_AFTER)
+                touched |= lane.ledger.between(began - LAG, began + down_after)
                 if not confirm:
-                    at_risk |= lane.ledger.between(began - LAG, began + DOWN_AFTER, *ENQUEUED)
+                    at_risk |= lane.ledger.between(began - LAG, began + down_after, *ENQUEUED)
                 if number < rounds:
                     await asyncio.to_thread(primary.start)
             primary, replicas = new, [node for node in (*replicas, primary) if node is not new]
@@ -113,7 +118,7 @@ async def _sentinel_fails_over(lab: Lab, *, planned: bool = False, replicas: int
             await watcher.execute_command("SENTINEL", "FAILOVER", "main")
 
     async with lab.lane(url=f"redis+sentinel://127.0.0.1:{sentinel.port}/main") as lane:
-        await _fails_over(lab, lane, nodes, by_plan if planned else None, confirm)
+        await _fails_over(lab, lane, nodes, DOWN_AFTER, by_plan if planned else None, confirm)
 
 
 @fault("20", "Sentinel: the primary killed")
@@ -138,7 +143,8 @@ class _Cluster:
     """Three primaries, and replicas of the first."""
 
     def __init__(self, lab: Lab, replicas: int = 1) -> None:
-        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *AT_ONCE]
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(round(NODE_TIMEOUT * 1000)), *AT_ONCE]
+        options += ["--cluster-migration-barrier", "9"]  # no replica goes over to a primary that has none
         self.nodes = [lab.serve(*options, "--cluster-require-full-coverage", "no") for _ in range(3 + replicas)]
         self.ids: dict[int, str] = {}
 
@@ -227,7 +233,7 @@ async def _cluster_fails_over(lab: Lab, *, planned: bool = False, replicas: int 
 
     async with lab.lane(url=cluster.url, prefix="{{{}}}") as lane:
         nodes = [cluster.nodes[0], *cluster.nodes[3:]]
-        await _fails_over(lab, lane, nodes, by_plan if planned else None, confirm)
+        await _fails_over(lab, lane, nodes, NODE_TIMEOUT, by_plan if planned else None, confirm)
 
 
 @fault("20", "Cluster: the primary killed")
