@@ -65,9 +65,9 @@ async def denied(lab: Lab) -> None:
 
 
 def _commands() -> list[str]:
-    """Every command that the scripts use."""
+    """Every command of the scripts that workers run: `page` is for people who look."""
     folder = Path(streams_queue.__file__).parent / "lua"
-    scripts = "".join(path.read_text() for path in folder.rglob("*.lua"))
+    scripts = "".join(path.read_text() for path in folder.rglob("*.lua") if path.stem != "page")
     return sorted({name.lower() for name in re.findall(r"(?:call|try)\('([A-Z]+)'", scripts)})
 
 

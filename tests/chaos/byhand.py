@@ -84,7 +84,7 @@ async def old_calls_after_the_lease(lab: Lab) -> None:
         assert counters["completed_messages"] == len(handler.runs), counters
         assert not counters.get("retry_count") and not counters.get("dlq_messages"), counters
         await asyncio.gather(*(manager.stop_processor(1) for manager in managers))
-        await lane.judge()
+        await lane.judge(edited=True)
 
 
 def _bound(handler: _Handler, manager: RedisQueueManager) -> Any:

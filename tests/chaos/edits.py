@@ -197,7 +197,7 @@ async def outside_edits(lab: Lab) -> None:
         await admin.zremrangebyscore(lane.queue.keys.retry, time.time() + 60, "+inf")
         gone |= await _each_kind_is_counted(lane, admin)
         await lane.idle(60)
-        await lane.judge(duplicates=edits, gone=gone, overlaps=True, counted=False, bodies_of=gone)
+        await lane.judge(duplicates=edits, gone=gone, overlaps=True, counted=False, bodies_of=gone, edited=True)
 
 
 async def _each_kind_is_counted(lane: Lane, admin: Any) -> set[str]:

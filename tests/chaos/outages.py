@@ -191,7 +191,7 @@ async def _loses(lab: Lab, loss: Loss, *, everything: bool) -> None:
             lab.tally.recovered(time.monotonic() - began, 2.0 + 0.2)
             lab.tally.runs += 1
             await lane.idle(60)
-        await lane.judge(duplicates=repeats * IN_FLIGHT, at_risk=forgotten, counted=not everything)
+        await lane.judge(duplicates=repeats * IN_FLIGHT, at_risk=forgotten, counted=not everything, edited=True)
 
 
 def _forgetful(name: str, what: str, loss: Loss) -> None:

@@ -220,7 +220,7 @@ async def slot_moves(lab: Lab) -> None:
                 lab.tally.runs += 1
         lab.judged_by(source)
         await lane.idle(60)
-        await lane.judge(duplicates=rounds * 8, overlaps=True, counted=False)
+        await lane.judge(duplicates=rounds * 8, overlaps=True, counted=False, edited=True)
 
 
 async def _cluster_fails_over(lab: Lab, *, planned: bool = False, replicas: int = 1, confirm: int = 0) -> None:

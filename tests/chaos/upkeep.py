@@ -130,7 +130,7 @@ async def lock_deleted(lab: Lab) -> None:
                 await until(lambda: lane.ledger.runs_of(id)[0].how == "cancelled", what="the holder giving up")  # noqa: B023
                 await other.end()
                 lab.tally.runs += 1
-        await lane.judge(duplicates=lab.size(1, 5), overlaps=True)
+        await lane.judge(duplicates=lab.size(1, 5), overlaps=True, edited=True)
 
     await lab.side_by_side(lab.size(2, 10), each)
 

@@ -5,7 +5,7 @@ I2  no id in a queue without a body, no body without a place
 I3  two deliveries of one message never overlap while the first holds its lease
 I4  duplicates <= messages in flight at the fault
 I5  at the end: nothing in the streams, nothing pending, no more consumers than live workers
-I6  the statistics add up
+I6  the statistics add up, and count no outside edit where nobody edited anything
 I7  what was held when a worker died is at work again in time
 I8  no unhandled exception, no secret in any output, file handles level
 """
@@ -89,6 +89,7 @@ async def judge(
     counted: bool = True,
     quiet: bool = True,
     bodies_of: Collection[str] = (),
+    edited: bool = False,
 ) -> Verdict:
     """Check a lane when its work has come to an end; its workers still live.
 
@@ -102,6 +103,7 @@ async def judge(
         counted: whether the statistics are to add up.
         quiet: whether workers may log no traceback but a handler's.
         bodies_of: ids whose bodies somebody may have left without a place.
+        edited: somebody edited the keys, or a Cluster moved them and left scripts half done.
     """
     broken: list[str] = []
     state = await _state(lane)
@@ -125,6 +127,9 @@ async def judge(
     stats = await lane.queue.stats()
     if counted and (wrong := _sums(stats.counters, stats.main + stats.retry + stats.scheduled + stats.dead)):
         broken.append(f"I6: {wrong}")
+
+    if stats.edits and not edited:
+        broken.append(f"I6: nobody edited anything, but {stats.edits} were counted")
 
     longest, limit = _longest_recovery(lane), lane.lab.recovery if recovery is None else recovery
     if longest > limit:

@@ -53,6 +53,12 @@ async def test_stats_for_people(run, queue):
     assert (rows["main"], rows["paused"], rows["total_messages"]) == ("1", "no", "1")
 
 
+async def test_stats_show_outside_edits_once(run, queue, redis, prefix):
+    await redis.hset(f"{prefix}:stats", "outside_added", 3)
+    assert run("stats", "--json").json["edits"] == {"added": 3}
+    assert [line.split() for line in run("stats").out.splitlines() if "added" in line] == [["outside_added", "3"]]
+
+
 async def test_stats_of_a_queue_that_never_was(run):
     assert run("stats", "--json").json["main"] == 0
 
