@@ -144,7 +144,7 @@ class _Cluster:
 
     def __init__(self, lab: Lab, replicas: int = 1) -> None:
         options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(round(NODE_TIMEOUT * 1000)), *AT_ONCE]
-        options += ["--cluster-migration-barrier", "9"]  # no replica goes over to a primary that has none
+        options += ["--cluster-allow-replica-migration", "no"]  # no replica goes over to a primary that has none
         self.nodes = [lab.serve(*options, "--cluster-require-full-coverage", "no") for _ in range(3 + replicas)]
         self.ids: dict[int, str] = {}
 
