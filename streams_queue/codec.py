@@ -295,6 +295,7 @@ class Codec(Generic[Payload]):
             error=text(error),
             reason=reason,
             due_at=number(fields.get("next_retry")) if status is Status.RETRY else None,
+            died_at=number(fields.get("moved_to_dlq_at")) if status is Status.ERROR else None,
         )
 
     def _mapping(self, payload: Payload | Mapping[str, Any]) -> Mapping[str, Any]:

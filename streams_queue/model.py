@@ -121,6 +121,8 @@ class Message(msgspec.Struct, Generic[Payload], frozen=True, kw_only=True):
     """Why it is a dead letter: ``error``, ``timeout``, ``rejected``, ``crash`` or ``undecodable``; else None."""
     due_at: float | None
     """Epoch seconds of the next attempt, while it waits for a retry."""
+    died_at: float | None
+    """Epoch seconds at which it was given up, of a dead letter."""
 
     def __repr__(self) -> str:
         data: Any = self.data

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, overload
@@ -30,6 +30,8 @@ from streams_queue.transitions import Enqueued, NewMessage, Transitions
 
 RESULT_LIMIT = 64 << 10
 """Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""
+
+_SCAN = 100
 
 LONGEST = 100 * 365 * 86400.0
 """Seconds: a longer time is a mistake, and before long more than Redis takes."""
@@ -400,6 +402,18 @@ class DeadLetters(Generic[Payload]):
         return [
             decode(id, fields, lenient=True) for id, fields in zip(ids, found, strict=True) if "timestamp" in fields
         ]
+
+    async def scan(self) -> AsyncIterator[Message[Payload]]:
+        """All dead letters, the newest first, as `list` shows them; a hundred of them are in memory at a time.
+
+        They may be requeued and deleted meanwhile: the others are met all the same. One that dies meanwhile is not.
+        """
+        transitions, decode = self._queue.transitions, self._queue.codec.decode
+        async for page in transitions.walk("dlq", newest_first=True, count=_SCAN):
+            ids = [place.id for place in page.places]
+            for id, fields in zip(ids, await transitions.read(ids), strict=True):
+                if "timestamp" in fields:
+                    yield decode(id, fields, lenient=True)
 
     async def requeue(self, id: str) -> bool:
         """Put a dead letter at the end of the line, its counts started anew; False when there is none of this id.

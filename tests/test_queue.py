@@ -504,6 +504,25 @@ async def test_remove_of_what_is_being_worked_on_cancels_it(queue):
 # ---- dead letters
 
 
+async def test_a_scan_meets_every_dead_letter_though_they_go_on_the_way(queue):
+    await queue.enqueue_many([{"n": n} for n in range(250)])
+
+    async def handle(message):
+        raise Reject("no")
+
+    await work(queue, handle)
+    seen = []
+    async for dead in queue.dead_letters.scan():
+        seen.append(dead.data["n"])
+        assert dead.died_at is not None
+        if dead.data["n"] % 3:
+            await queue.dead_letters.requeue(dead.id)
+    assert sorted(seen) == list(range(250))
+    assert (await queue.stats()).dead == 84
+    newest, *_, oldest = await queue.dead_letters.list(limit=84)
+    assert newest.died_at >= oldest.died_at
+
+
 async def test_dead_letters_list_requeue_delete(queue):
     ids = [await dead(queue, n=n) for n in range(3)]
     listed = await queue.dead_letters.list()

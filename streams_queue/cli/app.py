@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import demo, look, moving, stats, worker
+from streams_queue.cli import change, demo, dlq, look, moving, stats, worker
 
 app = typer.Typer(
     name="streams-queue",
@@ -37,5 +37,10 @@ app.command(epilog=stats.EPILOG)(stats.stats)
 app.command(epilog=look.PEEK_EPILOG)(look.peek)
 app.command(epilog=look.POSITION_EPILOG)(look.position)
 app.command(epilog=look.SHOW_EPILOG)(look.show)
+app.command(epilog=change.ENQUEUE_EPILOG)(change.enqueue)
+app.command(epilog=change.REMOVE_EPILOG)(change.remove)
+app.add_typer(dlq.app, name="dlq", help="Look at dead letters, put them back in line, throw them away.")
+app.command(epilog=change.PAUSE_EPILOG)(change.pause)
+app.command(epilog=change.RESUME_EPILOG)(change.resume)
 app.command(epilog=moving.MIGRATE_EPILOG)(moving.migrate)
 app.command(epilog=moving.VERIFY_EPILOG)(moving.verify)

@@ -38,13 +38,19 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, say what would be done.")]
 
 
-def on_queue(prefix: str | None, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
-    """Open the queue, do the job, close the queue. An error of ours ends the command with its exit code."""
+def queue_name(prefix: str | None) -> str:
+    """The prefix; ends the command where none was given."""
     if not prefix:
         fail(f"which queue? Name it, as in --prefix orders, or set {PREFIX}")
+    return prefix
+
+
+def on_queue(prefix: str | None, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
+    """Open the queue, do the job, close the queue. An error of ours ends the command with its exit code."""
+    name = queue_name(prefix)
     log_to_stderr(LogLevel.WARNING)
     try:
-        return asyncio.run(_opened(prefix, url, job))
+        return asyncio.run(_opened(name, url, job))
     except StreamsQueueError as error:
         fail_by(error)
 

@@ -168,20 +168,39 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
+_OUTCOMES = (Column("id", lambda row: row["id"]), Column("outcome", lambda row: row["outcome"]))
+
+
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr while it lasts, where that is a terminal; yields what moves it on."""
+def outcomes_of(*, as_json: bool) -> Iterator[Callable[[Sequence[str], Sequence[str]], None]]:
+    """A listing of what became of each id; yields what adds ids and their outcomes to it."""
+    with Listing(_OUTCOMES, as_json=as_json) as listing:
+        yield lambda ids, outcomes: listing.add(
+            [{"id": id, "outcome": outcome} for id, outcome in zip(ids, outcomes, strict=True)]
+        )
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, printing: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while it lasts, where that is a terminal; yields what moves it on.
+
+    There is none where the command is `printing` to the same terminal meanwhile.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    hidden = not sys.stderr.isatty() or (printing and sys.stdout.isatty())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 
 
+def check_can_ask(what: str, *, yes: bool) -> None:
+    """End the command where it would have to ask and nobody is there."""
+    if not yes and not sys.stdin.isatty():
+        fail(f"this would {what}, and nobody can be asked here: add --yes to do it", MISUSED)
+
+
 def confirm(what: str, *, yes: bool) -> None:
     """Ask before something that cannot be undone, such as ``remove 3 messages``; ends the command on a no."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        fail(f"this would {what}, and nobody can be asked here: add --yes to do it", MISUSED)
-    if not typer.confirm(printable(f"Really {what}?"), err=True):
+    check_can_ask(what, yes=yes)
+    if not yes and not typer.confirm(printable(f"Really {what}?"), err=True):
         fail("not done", FAILED)

@@ -7,7 +7,13 @@ from typing import NoReturn
 
 import typer
 
-from streams_queue.errors import ConfigurationError, QueueUnavailable, StreamsQueueError, UnsupportedServer
+from streams_queue.errors import (
+    ConfigurationError,
+    InvalidMessage,
+    QueueUnavailable,
+    StreamsQueueError,
+    UnsupportedServer,
+)
 
 FAILED = 1
 MISUSED = 2
@@ -58,7 +64,7 @@ def fail(text: str, code: int = MISUSED) -> NoReturn:
 def fail_by(error: StreamsQueueError) -> NoReturn:
     """End the command by the error, with the exit code that its kind has."""
     match error:
-        case ConfigurationError() | UnsupportedServer():
+        case ConfigurationError() | UnsupportedServer() | InvalidMessage():
             fail(str(error), MISUSED)
         case QueueUnavailable():
             fail(str(error), UNREACHABLE)

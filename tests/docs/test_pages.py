@@ -18,9 +18,12 @@ import pytest
 import servers
 from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
 from streams_queue import HandlerFailed, Queue, QueueUnavailable, Reject, Worker, errors
+from streams_queue.cli import change, look, stats
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
+from streams_queue.cli.letters import Reason, Wanted
 from streams_queue.cli.options import EXIT_CODES
+from streams_queue.cli.story import story_of
 from streams_queue.codec import ENGINE_FIELDS
 from streams_queue.keys import Keys
 from streams_queue.model import TRANSITIONS, Status
@@ -53,10 +56,14 @@ def test_every_block_is_of_a_known_kind(page):
         assert block.text.startswith("$ ") or block.language != "console", f"{page}:{block.line}"
 
 
+def _commands() -> set[str]:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    return known | {group.name for group in app.registered_groups if group.name}
+
+
 @pytest.mark.parametrize("page", BY_NAME)
 def test_commands_exist(page):
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    known |= {group.name for group in app.registered_groups if group.name}
+    known = _commands()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block in blocks(BY_NAME[page]):
         if block.language in {"sh", "console"}:
@@ -316,11 +323,36 @@ def test_every_documented_attribute_is_named():
 
 # ---- docs/command-line.md
 
+COMMANDS = ROOT / "docs" / "command-line.md"
+
 
 def test_the_exit_codes_are_those_that_help_tells():
     listed = re.findall(r"^  (\d)  (.*)$", EXIT_CODES, re.MULTILINE)
-    page = ROOT / "docs" / "command-line.md"
-    assert list(zip(column(page, "exit code"), column(page, "exit code", 1), strict=True)) == listed
+    assert list(zip(column(COMMANDS, "exit code"), column(COMMANDS, "exit code", 1), strict=True)) == listed
+
+
+def test_every_command_that_looks_or_changes_has_its_names_in_json():
+    described = {name.split()[0] for cell in column(COMMANDS, "command") for name in code(cell)}
+    ours = {
+        command.callback.__name__
+        for command in app.registered_commands
+        if command.callback and command.callback.__module__ in {look.__name__, change.__name__, stats.__name__}
+    }
+    assert described == {*ours, "dlq"}
+
+
+def test_the_filters_and_reasons_are_those_of_the_command():
+    filters = {name for cell in column(COMMANDS, "filter") for name in code(cell)}
+    assert filters == {f"--{name.replace('_', '-')}" for name in Wanted._fields}
+    (reasons,) = (cell for cell in column(COMMANDS, "filter", 1) if "reason" in cell)
+    assert code(reasons) == list(Reason)
+
+
+async def test_the_names_in_json_are_those_of_the_commands(server, prefix):
+    async with Queue(prefix, url=server.url) as queue:
+        await queue.enqueue({}, id="o1")
+        story = await story_of(queue, "o1")
+    assert set(story or ()) == {name for cell in column(COMMANDS, "name in a story") for name in code(cell)}
 
 
 # ---- docs/operating.md
