@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check chaos demo clean
+.PHONY: help venv test clients check chaos demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ $(STAMP): $(RUNNABLE)
 
 test: $(STAMP)  ## run the test suite; ARGS="-k name --server redis-6.2" goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+clients: $(STAMP)  ## the core suite on each redis-py, 5 to 8; ARGS="5 6 --server redis-6.2" chooses
+	$(BIN)/python tests/clients.py $(ARGS)
 
 check: $(STAMP)  ## lint, formatting, types, import rules
 	$(BIN)/ruff check $(SOURCES)

@@ -432,7 +432,8 @@ def translate(error: BaseException) -> StreamsQueueError:
         )
     if isinstance(error, exceptions.ClusterCrossSlotError) or "same key slot" in text:
         return ConfigurationError(f"on Redis Cluster the prefix needs a hash tag, such as {{chat_api}}: {text}")
-    if isinstance(error, exceptions.MovedError):
+    # redis-py 5 knows this one as any other reply, where the client is not meant for a Cluster.
+    if isinstance(error, exceptions.MovedError) or text.startswith("MOVED "):
         return QueueUnavailable(f"a Redis Cluster sends us elsewhere ({text}); does the URL say redis+cluster://?")
     if _distrusted(error):
         return ConfigurationError(f"TLS failed: {text}; check the certificate, ssl_ca_certs and the host name")

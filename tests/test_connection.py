@@ -262,6 +262,21 @@ async def test_cluster(cluster):
             await connection.client.execute_command("MGET", "a", "b")
 
 
+async def test_a_cluster_behind_a_url_for_one_server(private):
+    nodes = [private("--cluster-enabled", "yes") for _ in range(2)]
+    with nodes[0].sync_client() as one, nodes[1].sync_client() as other:
+        one.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16382)
+        other.execute_command("CLUSTER ADDSLOTSRANGE", 16383, 16383)
+        other.execute_command("CLUSTER SET-CONFIG-EPOCH", 2)
+        one.execute_command("CLUSTER MEET", "127.0.0.1", nodes[1].port)
+        servers.wait_until(
+            lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in (one, other)), what="both up"
+        )
+    async with opened(nodes[1].url) as connection:
+        with pytest.raises(QueueUnavailable, match=r"does the URL say redis\+cluster://"), translated():
+            await connection.client.get("n")
+
+
 async def test_a_cluster_passes_messages_on(cluster):
     url = f"redis+cluster://127.0.0.1:{cluster.port}"
     async with opened(url) as connection, connection.reader(1.0).pubsub() as channel:
