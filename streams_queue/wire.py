@@ -6,8 +6,9 @@ the task would wait for ever.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
 from redis.asyncio import connection
@@ -30,6 +31,10 @@ class _Cancellable(_Base):
             raise exceptions.TimeoutError("Timeout writing to socket") from error
         finally:
             self.socket_timeout = timeout
+
+    def __del__(self, *modules: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed: redis-py before 5.2.1 would complain
+            super().__del__(*modules)
 
 
 class Tcp(_Cancellable, connection.Connection):

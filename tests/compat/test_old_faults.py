@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import time
 from collections import Counter
 from typing import Any
@@ -191,7 +191,7 @@ async def test_redis_down_is_logged_with_its_cause_and_raised_natively(monkeypat
     manager = RedisQueueManager(prefix)
     assert await manager.get_message("x") is None
     assert "get_message" in caplog.text and "ConnectionError" in caplog.text
-    assert f"{os.strerror(111)}" in caplog.text or "Connect call failed" in caplog.text
+    assert f"Error {errno.ECONNREFUSED} connecting to" in caplog.text
     with pytest.raises(QueueUnavailable):
         async with Queue[Any](prefix, url=url):
             pass
