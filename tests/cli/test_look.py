@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from rich.cells import cell_len
 
+import servers
 from cli.conftest import PROGRAM
 from helpers import queue_at, work
 from streams_queue import Reject
@@ -81,6 +82,19 @@ async def test_watching_in_a_terminal_ends_with_ctrl_c(terminal, queue):
     assert code == 0
     assert out.endswith("\x1b[?25h"), "the cursor is back"
     assert "Abort" not in out
+
+
+async def test_watching_goes_on_when_the_server_is_back(terminal, tmp_path):
+    server = servers.start("embedded", tmp_path)
+    view = terminal("stats", "--watch", "0.1", "--url", server.url)
+    view.wait_for("processing")
+    server.kill()
+    view.wait_for("connecting to")
+    server.start()
+    view.wait_for("processing")
+    view.press("\x03")
+    assert view.end().code == 0
+    server.stop()
 
 
 async def test_watching_without_a_terminal_is_a_line_a_look(start, queue):
