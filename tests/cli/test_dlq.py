@@ -162,8 +162,9 @@ async def test_a_letter_without_a_body_is_told(run, graves, redis, prefix):
 
 
 async def test_what_dies_again_meanwhile_is_left(start, bury, queue):
-    """Throttled, while a worker refuses everything: each is put back once."""
-    await bury(*[f"d{n:02}" for n in range(40)], age=5)
+    """In two pages, while a worker refuses everything: each is put back once."""
+    ids = [f"d{n:03}" for n in range(130)]
+    await bury(*ids, age=5, sku="A-1")
     runs = []
 
     async def handle(message):
@@ -171,12 +172,12 @@ async def test_what_dies_again_meanwhile_is_left(start, bury, queue):
         raise Reject("again")
 
     async with running(worker_of(queue, handle)):
-        process = start("dlq", "requeue", "--all", "--rate", "40")
+        process = start("dlq", "requeue", "--all", "--text", "A-1", "--rate", "130/s")
         await until(lambda: process.poll() is not None, what="the end")
-        await until(lambda: len(runs) >= 40, what="every message run")
-    assert process.stdout.read() == "requeued 40 dead letters\n"
-    assert sorted(runs) == [f"d{n:02}" for n in range(40)]
-    assert (await queue.stats()).dead == 40
+        await until(lambda: len(runs) >= 130, what="every message run")
+    assert process.stdout.read() == "requeued 130 dead letters\n"
+    assert sorted(runs) == ids
+    assert (await queue.stats()).dead == 130
 
 
 PEAK = """
