@@ -388,12 +388,23 @@ async def _check(client: Redis | RedisCluster) -> None:
 
 @contextlib.contextmanager
 def translated(context: str = "") -> Iterator[None]:
-    """Raise what redis-py raises inside as an exception of ours, its text led by `context`."""
+    """Raise what redis-py raises inside as an exception of ours, its text led by `context`; a group of such too."""
     try:
         yield
     except REDIS_ERRORS as error:
         ours = translate(error)
         raise type(ours)(f"{context}{ours}") from error
+    except ExceptionGroup as group:
+        if group.split(REDIS_ERRORS)[1] is not None:
+            raise  # something else is among them
+        ours = translate(_first_of(group))
+        raise type(ours)(f"{context}{ours}") from group
+
+
+def _first_of(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 _DENIED = (

@@ -126,9 +126,10 @@ class LeaseKeeper:
         try:
             await connection.open()
             answers = await transitions.renew(self._consumer, held, lock=self._lease)
-        except StreamsQueueError as error:
+        except Exception as error:  # a thread that ended would let go of everything, and nobody would see
             if not self._failing:
-                logger.warning("leases cannot be renewed at present: %s", error)
+                expected = isinstance(error, StreamsQueueError)
+                logger.warning("leases cannot be renewed at present: %s", error, exc_info=None if expected else error)
             self._failing = True
             return False
         self._failing = False

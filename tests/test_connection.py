@@ -446,6 +446,18 @@ def test_translated_keeps_the_cause_and_leads_with_the_context():
         raise ZeroDivisionError
 
 
+def test_a_group_of_such_errors_is_an_outage_as_well():
+    inner = ExceptionGroup("two", [redis.exceptions.ConnectionError("gone"), OSError()])
+    with pytest.raises(QueueUnavailable, match="at: gone") as caught, translated("at: "):
+        raise ExceptionGroup("nested", [inner])
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+
+
+def test_a_group_with_an_error_of_another_kind_passes():
+    with pytest.raises(ExceptionGroup, match="mixed"), translated():
+        raise ExceptionGroup("mixed", [redis.exceptions.ConnectionError("gone"), KeyError("ours")])
+
+
 async def test_a_cancellation_is_never_lost(server):
     async with opened(server.url) as connection:
         await connection.client.get("nothing")

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import LEASE, Handler, Held, queue_at, running, until, work, worker_of
 from streams_queue import Queue, leases, maintenance
+from streams_queue.transitions import Transitions
 
 
 @pytest.fixture
@@ -78,6 +79,32 @@ async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix, ca
     assert len(said) == 2, said
     assert "so far, in" in said[0] and "block (" in said[0] and __file__ in said[0]
     assert "was blocked for 1." in said[1]
+
+
+async def test_an_unexpected_error_does_not_end_the_renewals(queue, caplog, monkeypatch):
+    """What else would see that nothing is renewed any more?"""
+    renew, failures = Transitions.renew, 2
+
+    async def fails(self, *arguments, **options):
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("a fault of the client")
+        return await renew(self, *arguments, **options)
+
+    monkeypatch.setattr(Transitions, "renew", fails)
+    held, others = Held(), Held()
+    id = (await queue.enqueue({})).id
+    async with running(worker_of(queue, held.handle)):
+        await held.holds()
+        async with running(worker_of(queue, others.handle)):
+            await asyncio.sleep(3 * LEASE)
+            held.go.set()
+            assert await queue.result(id, timeout=5) == "let go"
+    assert (len(held.started), len(others.started)) == (1, 0)
+    (said,) = [record for record in caplog.records if "cannot be renewed" in record.getMessage()]
+    assert "a fault of the client" in said.getMessage()
+    assert said.exc_info, "where it comes from is not known: with its traceback"
 
 
 async def test_an_event_loop_that_was_blocked_for_too_long_keeps_its_later_messages(queue, monkeypatch):
