@@ -180,12 +180,24 @@ class Worker(Generic[Payload]):
         try:
             self.consumer = consumer_name()
             await self.queue.open()
-            await self._transitions.join(self.consumer, self._lease)
+            await self._join()
             logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
             await self._work_on(_Run(self, self._handler), burst)
         finally:
             self._running = False
             self._stopping.clear()
+
+    async def _join(self) -> None:
+        try:
+            await self._transitions.join(self.consumer, self._lease)
+        except asyncio.CancelledError:
+            # Redis may have carried it out: a consumer that nobody is would stand there until it is pruned.
+            with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
+                try:
+                    await self._transitions.prune(self.consumer, idle=_NEVER)
+                except StreamsQueueError as error:
+                    logger.debug("consumer %s may be left over until it is pruned: %s", self.consumer, error)
+            raise
 
     async def _work_on(self, run: "_Run[Payload]", burst: bool) -> None:
         run.keeper.start()

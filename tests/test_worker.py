@@ -13,6 +13,7 @@ import pytest
 
 from helpers import LEASE, Handler, Held, queue_at, running, until, warnings, work, worker_of
 from streams_queue import ConfigurationError, HandlerFailed, Queue, QueueUnavailable, Retry, Worker
+from streams_queue.transitions import Transitions
 
 
 @pytest.fixture
@@ -515,6 +516,22 @@ async def test_leaving_at_any_moment_under_load_keeps_and_charges_nothing(queue,
         assert len(handler.ids) == len(ids)
     assert (await queue.stats()).counters["completed_messages"] == 600
     await is_at_rest(queue, redis, prefix)
+
+
+async def test_who_is_cancelled_while_it_joins_leaves_no_consumer(queue, redis, prefix, monkeypatch):
+    join = Transitions.join
+
+    async def slow(self, consumer, lease):
+        await join(self, consumer, lease)
+        await asyncio.Event().wait()  # the reply is on its way
+
+    monkeypatch.setattr(Transitions, "join", slow)
+    run = asyncio.create_task(worker_of(queue, Handler().handle).run())
+    await until(lambda: redis.exists(f"{prefix}:meta"))
+    run.cancel()
+    await asyncio.wait([run])
+    assert run.cancelled()
+    assert await redis.xinfo_consumers(f"{prefix}:stream", "workers") == []
 
 
 async def test_stop_before_run(queue):
