@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from installed import ROOT, python_with, wheel_in
 
 WORK = """
 import asyncio, sys
@@ -64,24 +61,12 @@ APPLICATION = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, timeout=120)
-    return next(folder.glob("*.whl"))
+    return wheel_in(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel in it; what it depends on is lent by this one's."""
-    folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
-    subprocess.run(command, check=True, timeout=120)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    # A directory named in a .pth file is searched, but .pth files in it are not read: an editable install stays out.
-    (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
+    return python_with(wheel, tmp_path_factory.mktemp("installed"))
 
 
 def run(python: Path, *arguments: object, server_url: str = "", folder: Path) -> list[str]:
