@@ -26,7 +26,7 @@ UNBOUNDED = re.compile(
 )
 """The keys that need no TTL. Beside these: the body of a message that still stands in a queue."""
 
-_BODY = re.compile(r"(?P<prefix>.+?):msg:(?P<id>[^:].*)")
+_BODY = re.compile(r"(?P<prefix>.+?):msg:(?P<id>[^:].*)", re.DOTALL)
 _numbers = itertools.count(1)
 
 
@@ -87,24 +87,31 @@ def _bounded_keys(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     server: servers.AnyServer = request.getfixturevalue("server")
     yield
-    with server.sync_client() as client:
+    with server.sync_client(decode_responses=False) as client:
         left = [] if request.node.get_closest_marker("leaks") else unbounded(client)
         client.flushall()
     assert not left, "keys without a bound: " + ", ".join(left)
 
 
 def unbounded(client: redis_py.Redis) -> list[str]:
-    """Every key, with its type, that has neither a TTL nor a place on the list of the unbounded."""
+    """Every key, with its type, that has neither a TTL nor a place on the list of the unbounded.
+
+    The client answers in bytes: old programs' ids need have no encoding.
+    """
     return [
-        f"{key} ({client.type(key)!s})"
+        f"{_text(key)} ({_text(client.type(key))})"
         for key in sorted(client.scan_iter(count=1000))
-        if client.pttl(key) == -1 and not UNBOUNDED.fullmatch(key) and not _is_waiting_body(client, key)
+        if client.pttl(key) == -1 and not UNBOUNDED.fullmatch(_text(key)) and not _is_waiting_body(client, key)
     ]
 
 
-def _is_waiting_body(client: redis_py.Redis, key: str) -> bool:
-    match = _BODY.fullmatch(key)
+def _is_waiting_body(client: redis_py.Redis, key: bytes) -> bool:
+    match = _BODY.fullmatch(_text(key))
     return match is not None and any(
-        client.zscore(f"{match['prefix']}:queue:{queue}", match["id"]) is not None
+        client.zscore(f"{match['prefix']}:queue:{queue}", match["id"].encode("latin-1")) is not None
         for queue in ("main", "retry", "scheduled")
     )
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("latin-1")

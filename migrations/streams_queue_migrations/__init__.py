@@ -6,7 +6,7 @@ the queue: everything is read and written in pages. `docs/migrating.md` is the g
 
 from streams_queue_migrations.applying import apply
 from streams_queue_migrations.discovery import discover
-from streams_queue_migrations.model import Applied, Census, Check, Plan, Progress, RolledBack, Verified
+from streams_queue_migrations.model import Applied, Census, Check, Finding, Plan, Progress, RolledBack, Verified
 from streams_queue_migrations.planning import plan
 from streams_queue_migrations.rollback import roll_back
 from streams_queue_migrations.verifying import verify
@@ -15,6 +15,7 @@ __all__ = [
     "Applied",
     "Census",
     "Check",
+    "Finding",
     "Plan",
     "Progress",
     "RolledBack",

@@ -12,23 +12,23 @@ from streams_queue.errors import MigrationError
 from streams_queue.model import LETTERS
 from streams_queue.queue import Queue
 from streams_queue.reconciliation import ADOPTED_TTL
-from streams_queue_migrations.door import NO_ENTRIES, START, Door
+from streams_queue_migrations.door import NO_ENTRIES, START, Door, sizes_in
 from streams_queue_migrations.model import QUEUES, Applied, Check, Finding, Progress, Verified
 from streams_queue_migrations.planning import WATCH
 from streams_queue_migrations.preflight import preflight
-from streams_queue_migrations.verifying import verify
+from streams_queue_migrations.verifying import look_twice
 
 GRACE = 5.0
 """Seconds in which an id may get its body: a program may add the one before the other."""
 
-PASSES = 3
-"""How often it goes over the queue before it gives up: more than once only where others write meanwhile."""
+LOOKS = 10
+"""How often the counts are read for one comparison."""
 
 CHAT = "chat_api"
 """The prefix of the chat queue, whose messages are found by their user too."""
 
 SetAside = Callable[[str, str], None]
-"""Called with each id that is set aside, and the set that it stood in."""
+"""Called with each id that is about to be set aside, and the set it stands in; again where a run was killed then."""
 
 
 async def apply(
@@ -76,23 +76,19 @@ class _Move:
 
     async def run(self) -> Applied:
         began = time.monotonic()
-        before, counters = await self._door.sizes(), (await self._door.stats()).counters
-        await self._door.prepare(index_users=self._queue.keys.prefix == CHAT)
-        for _ in range(PASSES):
-            await self._pass()
-            verified = await verify(self._queue, self._progress, in_order=True)
-            if verified.clean:
-                break
-        verified = await self._added_up(verified, before, counters)
+        before, unaccounted = await self._door.sizes(), await self._unaccounted()
+        moved_before = await self._door.prepare(index_users=self._queue.keys.prefix == CHAT)
+        await self._pass()
+        verified = await look_twice(self._door, self._progress, self._pass, moving=True)
         applied = Applied(
             prefix=self._queue.keys.prefix,
             before={queue: before[queue] for queue in QUEUES},
             set_aside=dict(self._aside),
             seconds=time.monotonic() - began,
-            verified=verified,
+            verified=await self._added_up(verified, unaccounted),
             **{name: self._done[name] for name in _COUNTS},
         )
-        if verified.clean:
+        if applied.verified.clean and (applied.changed or not moved_before):
             await self._door.conclude(_summary(applied))
         return applied
 
@@ -139,14 +135,17 @@ class _Move:
 
     async def _put_aside(self) -> None:
         """Ids that have no body and had time to get one: on ``P:lost``, where people find them."""
-        waiting = 1
-        while waiting:
-            waiting, aside = await self._door.set_aside(grace=GRACE, kept_for=self._queue.dead_letter_ttl)
-            for id, queue in aside:
-                self._set_aside(id, queue)
-                self._aside[queue] += 1
-            if waiting and not aside:
+        while True:
+            waiting, doomed = await self._door.doomed(grace=GRACE)
+            if not waiting:
+                return
+            if not doomed:
                 await asyncio.sleep(GRACE / 10)
+            for id, queue in doomed:
+                if queue:
+                    self._set_aside(id, queue)  # first: if we die now, they are told again
+            answers = await self._door.set_aside([id for id, _ in doomed], kept_for=self._queue.dead_letter_ttl)
+            self._aside.update(queue for (_, queue), aside in zip(doomed, answers, strict=True) if aside)
 
     async def _tidy(self) -> None:
         for letter in LETTERS.values():
@@ -157,26 +156,30 @@ class _Move:
                 if after == "-":
                     break
 
-    async def _added_up(self, verified: Verified, before: dict[str, int], counters: dict[str, int]) -> Verified:
+    async def _added_up(self, verified: Verified, before: int) -> Verified:
         """Verified, with one check more: whoever was there, or came, is there or has left."""
-        for _ in range(3):
-            stats, after = await self._door.stats(), await self._door.sizes()
-            grown = {name: stats.counters.get(name, 0) - counters.get(name, 0) for name in stats.counters}
-            left = sum(grown.get(f"{name}_messages", 0) for name in ("completed", "removed", "expired"))
-            expected = (
-                sum(before[queue] for queue in QUEUES) + grown.get("total_messages", 0) - left - self._done["left"]
-            )
-            missing = expected - sum(after[queue] for queue in QUEUES)
-            if not missing:
-                break
-            await asyncio.sleep(1.0)  # an old producer counts its message a moment after it has added it
+        missing = before - self._done["left"] - await self._unaccounted()
         check = Check(
-            name="sums", what="all who were there, or came, are there or have left", violations=abs(missing),
-            remedy="somebody added or took out ids by hand meanwhile: old workers, a script?",
+            name="sums", what="whoever was there, or came, is there or has left", violations=abs(missing),
+            remedy="somebody added or took out ids by hand meanwhile: old workers, a script? Run migrate again",
         )  # fmt: skip
         return msgspec.structs.replace(verified, checks=[*verified.checks, check])
 
+    async def _unaccounted(self) -> int:
+        """Ids that stand in the sets, less what the counters say came and did not leave.
 
+        An old producer counts a message a moment after it has added it, so the smallest of some looks is right.
+        """
+        looks = []
+        for _ in range(LOOKS):
+            stats = await self._door.stats()
+            came, *left = (stats.counters.get(f"{name}_messages", 0) for name in _CAME_AND_LEFT)
+            looks.append(sum(sizes_in(stats).values()) - came + sum(left))
+            await asyncio.sleep(0.01)
+        return min(looks)
+
+
+_CAME_AND_LEFT = ("total", "completed", "removed", "expired")
 _COUNTS = ("looked_at", "entered", "ordered", "retimed", "kept", "left", "dropped")
 
 

@@ -5,11 +5,15 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import RedisCluster
 
+from streams_queue.model import Stats
 from streams_queue.scripts import Script
 from streams_queue.transitions import BATCH, SCHEMA, Transitions
 
 PAGE = 500
 """Ids that one call looks at."""
+
+_NO_WORKERS = (b"returned", b"parked", b"suspects")
+"""Consumers that only keep what waits (``lua/include/house.lua``)."""
 
 _HOME = __name__.rpartition(".")[0]
 _LAST = ("last_h", "last_n", "last_l")
@@ -20,13 +24,14 @@ PREPARE = Script("prepare", ("schema", "index_users"), home=_HOME)
 RETIME = Script("retime", ("limit",), home=_HOME)
 ENTER = Script("enter", ("cursor", "limit", "adopted_ttl", "dedup_expiry", *_LAST), home=_HOME)
 KEEP = Script("keep", ("queue", "cursor", "limit", "adopted_ttl", "dead_letter_ttl"), home=_HOME)
-SET_ASIDE = Script("set_aside", ("limit", "grace_ms", "kept_for"), home=_HOME)
+DOOMED = Script("doomed", ("limit", "grace_ms"), home=_HOME)
+SET_ASIDE = Script("set_aside", ("kept_for",), ("id",), home=_HOME)
 TIDY = Script("tidy", ("priority", "after", "limit"), home=_HOME)
 CONCLUDE = Script("conclude", ("summary",), home=_HOME)
 STRIP = Script("strip", ("queue", "cursor", "limit"), home=_HOME)
 DISMANTLE = Script("dismantle", keys=("maintainer",), home=_HOME)
 
-SCRIPTS = (EXAMINE, STRAYS, PREPARE, RETIME, ENTER, KEEP, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
+SCRIPTS = (EXAMINE, STRAYS, PREPARE, RETIME, ENTER, KEEP, DOOMED, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
 
 START = "0"
 """The cursor at which a pass begins, and ends."""
@@ -133,11 +138,17 @@ class Door(Transitions):
         after, *counts = await self._run(KEEP, (queue, cursor, PAGE, adopted_ttl, dead_letter_ttl))
         return Kept(_text(after), *counts)
 
-    async def set_aside(self, *, grace: float, kept_for: int) -> tuple[int, list[tuple[str, str]]]:
-        """Put ids without a body for `grace` seconds on ``P:lost``: (how many still wait, the ids and their sets)."""
-        waiting, flat = await self._run(SET_ASIDE, (PAGE, round(grace * 1000), kept_for))
+    async def doomed(self, *, grace: float) -> tuple[int, list[tuple[str, str]]]:
+        """Ids noted as bodiless: (how many, those of them noted `grace` seconds ago and their sets, at most a page);
+        the set is empty where it has a body now, or has left.
+        """
+        waiting, flat = await self._run(DOOMED, (PAGE, round(grace * 1000)))
         words = [_text(word) for word in flat]
         return waiting, list(zip(words[::2], words[1::2], strict=True))
+
+    async def set_aside(self, ids: list[str], *, kept_for: int) -> list[bool]:
+        """Put ids without a body on ``P:lost``; False for one that has a body now, or has left."""
+        return [bool(aside) for aside in await self._run(SET_ASIDE, (kept_for,), [(id,) for id in ids])]
 
     async def tidy(self, priority: str, after: str) -> tuple[str, int, int]:
         """Drop a page's entries that no message goes by: (where to go on, entries looked at, dropped)."""
@@ -181,12 +192,8 @@ class Door(Transitions):
 
     async def sizes(self) -> dict[str, int]:
         """How many ids stand in each set, and how many entries in the streams together (``entries``)."""
-        stats = await self.stats()
         entries = [await self.command("XLEN", stream) for stream in self.keys.streams.values()]
-        return {
-            "main": stats.main, "retry": stats.retry, "scheduled": stats.scheduled, "dlq": stats.dead,
-            "entries": sum(entries),
-        }  # fmt: skip
+        return {**sizes_in(await self.stats()), "entries": sum(entries)}
 
     async def meta(self) -> dict[str, str]:
         """The agreements of the queue."""
@@ -200,7 +207,7 @@ class Door(Transitions):
         return {key: kind for key, kind in kinds.items() if kind != "none"}
 
     async def consumers(self) -> list[Consumer]:
-        """Every worker that reads the streams."""
+        """Every worker that reads the streams, or did."""
         found: list[Consumer] = []
         for stream in self.keys.streams.values():
             if _text(await self.command("TYPE", stream)) != "stream":
@@ -211,7 +218,7 @@ class Door(Transitions):
                         found += [
                             Consumer(_text(row["name"]), row["idle"] / 1000, row["pending"])
                             for row in await self.connection.client.xinfo_consumers(stream, "workers")
-                            if _text(row["name"]) not in SERVICE
+                            if row["name"] not in _NO_WORKERS
                         ]
         return found
 
@@ -230,6 +237,11 @@ class Door(Transitions):
                     batch = []
             if batch:
                 yield batch
+
+
+def sizes_in(stats: Stats) -> dict[str, int]:
+    """How many ids stood in each set at that moment."""
+    return {"main": stats.main, "retry": stats.retry, "scheduled": stats.scheduled, "dlq": stats.dead}
 
 
 def _text(raw: bytes | str) -> str:

@@ -40,6 +40,13 @@ class Census(msgspec.Struct, kw_only=True):
     examples: dict[str, list[str]] = {}
     """A few ids for each."""
 
+    def note(self, name: str, id: str, samples: int) -> None:
+        """One more of them, an example as long as there are fewer than `samples`."""
+        self.found[name] = self.found.get(name, 0) + 1
+        kept = self.examples.setdefault(name, [])
+        if len(kept) < samples:
+            kept.append(id)
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What a migration would meet; nothing was written."""

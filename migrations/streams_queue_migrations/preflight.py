@@ -107,14 +107,14 @@ async def _old_workers(door: Door, watch: float) -> list[Finding]:
 
 
 async def _taken_by_old(door: Door, ids: list[str]) -> dict[str, bool]:
-    """For each id: whether a worker that is none of ours works on it, or has finished it."""
+    """For each id: whether a worker that is none of ours works on it, or has taken it out of main."""
     hashes = await door.read(ids)
     taken = {}
     for id, fields in zip(ids, hashes, strict=True):
-        if fields:
+        if await door.in_line(id):  # a body that is not there then has run out
             taken[id] = fields.get("status") == b"processing" and "_sq_owner" not in fields
         else:
-            taken[id] = not await door.command("EXISTS", door.keys.done(id))
+            taken[id] = "_sq_entry" not in fields and not await door.command("EXISTS", door.keys.done(id))
     return taken
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,12 +17,11 @@ PATIENCE = 3.0
 """Seconds after which what was found is looked at again: an id that an old producer has just added is found by a worker
 within two."""
 
-_SAMPLES = 1000
+_SAMPLES = 10_000
+"""Ids of each kind that are remembered from one look to the next."""
 
 
-async def verify(
-    queue: Queue[Any], progress: Progress, *, patience: float = PATIENCE, in_order: bool = False
-) -> Verified:
+async def verify(queue: Queue[Any], progress: Progress, *, patience: float = PATIENCE) -> Verified:
     """Look at all of the queue. O(n), and the keys of the whole database.
 
     On a queue at work only that is held against it which is found twice, `patience` seconds apart.
@@ -30,32 +30,45 @@ async def verify(
         queue: open.
         progress: told after each page.
         patience: seconds.
-        in_order: entries must stand in main's order; where old producers' clocks differ they need not.
 
     Raises:
         QueueUnavailable: the server does not answer.
         ConfigurationError: a newer engine wrote the queue, access is denied, or a key has the wrong type.
     """
-    door = Door(queue.connection, queue.keys)
-    found = await _look(door, progress, in_order=in_order)
+    return await look_twice(Door(queue.connection, queue.keys), progress, partial(asyncio.sleep, patience))
+
+
+async def look_twice(
+    door: Door, progress: Progress, between: Callable[[], Awaitable[None]], *, moving: bool = False
+) -> Verified:
+    """What is found before and after `between`, which gives it time to pass, or mends it.
+
+    Args:
+        door: of the queue.
+        progress: told after each page.
+        between: called where anything was found.
+        moving: entries must stand in main's order, which they need not later, where old producers' clocks differ;
+            and bodies that the old code left behind without a place are no fault of the move.
+    """
+    found = await _look(door, progress, moving=moving)
     if found.clean:
         return found
-    await asyncio.sleep(patience)
-    return _found_twice(found, await _look(door, progress, in_order=in_order))
+    await between()
+    return _found_twice(found, await _look(door, progress, moving=moving))
 
 
-async def _look(door: Door, progress: Progress, *, in_order: bool) -> Verified:
+async def _look(door: Door, progress: Progress, *, moving: bool) -> Verified:
     censuses = await take_census(door, progress, samples=_SAMPLES)
     main = censuses[0]
-    passing, staying = await _strays(door)
+    strays = await _strays(door)
     checks = [
         _check(
             "entries", "all ids of main have one living entry in a stream", [main], ("no_entry",),
             "start a worker, which finds them within a minute, or run migrate",
         ),
         _check(
-            "order", "all entries stand in main's order", [main], ("out_of_order",),
-            "run migrate; or leave them: they were found later than their time says", fatal=in_order,
+            "order", "the entries stand in main's order", [main], ("out_of_order",),
+            "run migrate; or leave them: they were found later than their time says", fatal=moving,
         ),
         _check(
             "bodies", "all ids have a body", censuses, ("bodiless", "damaged"),
@@ -65,13 +78,13 @@ async def _look(door: Door, progress: Progress, *, in_order: bool) -> Verified:
             "places", "all ids stand in one place", censuses, ("two_places",),
             "run migrate: main wins, then retry, then scheduled",
         ),
-        Check(
-            name="strays", what="all bodies have a place, or an end", violations=len(staying), examples=staying,
-            remedy="look at them; ZADD the id to queue:main to have it worked on, or DEL the hash",
+        _check(
+            "strays", "each body has a place, or an end", [strays], ("staying",),
+            "look at them; ZADD the id to queue:main to have it worked on, or DEL the hash", fatal=not moving,
         ),
-        Check(
-            name="passing", what="all bodies have a place", violations=len(passing), examples=passing,
-            remedy="nothing: they end by themselves", fatal=False,
+        _check(
+            "passing", "each body has a place", [strays], ("passing",),
+            "nothing: they end by themselves", fatal=False,
         ),
         _check(
             "times", "all scores are times", censuses, ("no_time",),
@@ -104,17 +117,15 @@ def _check(
     )
 
 
-async def _strays(door: Door) -> tuple[list[str], list[str]]:
-    """Bodies without a place: those that end by themselves, and those that would stay."""
-    start = len(door.keys.message(""))
-    passing: list[str] = []
-    staying: list[str] = []
+async def _strays(door: Door) -> Census:
+    """Bodies without a place: those that end by themselves (``passing``), and those that would stay (``staying``)."""
+    start, census = len(door.keys.message("")), Census(queue="")
     async for keys in door.scan(f"{door.keys.message('')}*"):
         ids = [key.decode(errors="surrogateescape")[start:] for key in keys]
         for id, kind in zip(ids, await door.strays(ids), strict=True):
             if kind:
-                (passing if kind == 1 else staying).append(id)
-    return passing, staying
+                census.note("passing" if kind == 1 else "staying", id, _SAMPLES)
+    return census
 
 
 async def _keepers(door: Door) -> Check:

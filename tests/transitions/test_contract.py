@@ -12,15 +12,21 @@ from streams_queue import scripts, transitions
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.model import TRANSITIONS, Lease
-from streams_queue.scripts import SCRIPTS, Script, source
+from streams_queue.scripts import SCRIPTS, Script
 from streams_queue.settings import Settings
 from streams_queue.transitions import Failure, Transitions
+from streams_queue_migrations import door
 from transitions.tables import Queue, new
 
-LUA = files("streams_queue") / "lua"
-NAMES = sorted(path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua"))
-INCLUDES = sorted(path.name.removesuffix(".lua") for path in (LUA / "include").iterdir())
-BY_NAME = {script.name: script for script in SCRIPTS}
+HOMES = {"streams_queue": (scripts, SCRIPTS), "streams_queue_migrations": (door, door.SCRIPTS)}
+"""Packages with Lua files, the module that lists their scripts, and the list."""
+
+ALL = [script for _, listed in HOMES.values() for script in listed]
+BY_NAME = {script.name: script for script in ALL}
+NAMES = sorted(BY_NAME)
+
+INCLUDE = files("streams_queue") / "lua" / "include"
+INCLUDES = sorted(path.name.removesuffix(".lua") for path in INCLUDE.iterdir())
 
 _SECTION = re.compile(r"-- (?:(?P<name>KEYS|ARGV|RETURNS) +)?(?P<text>.*)")
 _ARGV = re.compile(
@@ -39,7 +45,7 @@ class Header(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Header:
-        lines = (LUA / f"{name}.lua").read_text().splitlines()
+        lines = written(name).splitlines()
         sections, current = {"title": ""}, "title"
         for line in lines:
             match = _SECTION.fullmatch(line)
@@ -50,19 +56,36 @@ class Header(NamedTuple):
         return cls(sections.pop("title"), sections)
 
 
+def in_files(home: str) -> list[str]:
+    """The names of a package's Lua files."""
+    paths = (files(home) / "lua").iterdir()
+    return sorted(path.name.removesuffix(".lua") for path in paths if path.name.endswith(".lua"))
+
+
+def written(name: str) -> str:
+    """The text of a script's file, nothing put in place."""
+    return (files(BY_NAME[name].home) / "lua" / f"{name}.lua").read_text()
+
+
 def words(text: str | None) -> tuple[str, ...]:
     return () if text in {None, "(none)"} else tuple(str(text).split())
 
 
-def test_every_file_has_its_script_and_the_other_way_round():
-    assert sorted(BY_NAME) == NAMES
-    assert len(BY_NAME) == len(SCRIPTS)
-    constants = {value for value in vars(scripts).values() if isinstance(value, Script)}
-    assert constants == set(SCRIPTS)
+@pytest.mark.parametrize("home", HOMES)
+def test_every_file_has_its_script_and_the_other_way_round(home):
+    module, listed = HOMES[home]
+    assert sorted(script.name for script in listed) == in_files(home)
+    assert {script.home for script in listed} == {home}
+    constants = {value for value in vars(module).values() if isinstance(value, Script)}
+    assert constants == set(listed)
+
+
+def test_no_two_scripts_have_one_name():
+    assert len(BY_NAME) == len(ALL)
 
 
 def test_every_line_of_the_table_of_transitions_has_its_file():
-    assert set(TRANSITIONS) <= set(NAMES)
+    assert set(TRANSITIONS) <= set(in_files("streams_queue"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,11 +103,11 @@ def test_a_header_says_what_its_script_says(name):
     keys = _KEYS.fullmatch(header.sections["KEYS"])
     assert keys is not None, header.sections["KEYS"]
     assert words(keys["each"]) == script.keys
-    assert bool(keys["house"]) == ("--- include house" in (LUA / f"{name}.lua").read_text())
+    assert bool(keys["house"]) == ("--- include house" in written(name))
     assert header.sections["RETURNS"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", ALL, ids=lambda script: script.name)
 def test_every_kind_of_key_is_a_method_of_keys(script):
     if script.keys in {("lock",), ("user",), ("maintainer",)} or script.name == "enqueue":
         return  # their callers name the key
@@ -93,21 +116,16 @@ def test_every_kind_of_key_is_a_method_of_keys(script):
 
 
 def test_no_more_than_a_handful_of_includes_each_of_them_used():
-    used = {
-        line.split()[2]
-        for name in NAMES
-        for line in (LUA / f"{name}.lua").read_text().splitlines()
-        if line[:4] == "--- "
-    }
+    used = {line.split()[2] for name in NAMES for line in written(name).splitlines() if line[:4] == "--- "}
     assert sorted(used) == INCLUDES
     assert len(INCLUDES) <= 8
     for include in INCLUDES:
-        assert "--- include" not in (LUA / "include" / f"{include}.lua").read_text(), "one level, no nesting"
+        assert "--- include" not in (INCLUDE / f"{include}.lua").read_text(), "one level, no nesting"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_no_script_may_do(name):
-    text = source(name)
+    text = BY_NAME[name].source
     assert "--- include" not in text
     calls = set(re.findall(r"(?:call|try)\('([A-Z]+)'", text))
     assert not calls & {"KEYS", "SCAN", "FLUSHALL", "FLUSHDB", "EVAL", "RENAME", "XTRIM", "XSETID"}
@@ -121,13 +139,13 @@ def test_what_no_script_may_do(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in {"lock", "unlock"}])
 def test_keys_are_spelt_once(name):
     """No key is glued together outside house.lua and place.lua."""
-    assert "PREFIX" not in (LUA / f"{name}.lua").read_text()
-    assert not re.search(r"':(?:msg|lock|done|queue|stream)", (LUA / f"{name}.lua").read_text())
+    assert "PREFIX" not in written(name)
+    assert not re.search(r"':(?:msg|lock|done|queue|stream)", written(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_script_compiles_on_this_server(redis: Any, name):
-    assert len(await redis.script_load(source(name))) == 40
+    assert len(await redis.script_load(BY_NAME[name].source)) == 40
 
 
 async def test_house_names_the_keys_in_the_order_in_which_they_are_sent(queue: Queue):
@@ -136,7 +154,7 @@ async def test_house_names_the_keys_in_the_order_in_which_they_are_sent(queue: Q
         "MAIN, RETRY, SCHEDULED, DLQ, STREAMS.h, STREAMS.n, STREAMS.l, STATS, META, LOST, LINES.h, LINES.l, BODILESS"
     )
     tail = f"return {{{asked}, HOUSE, PREFIX, GROUP, message_key('x'), lock_key('x'), done_key('x')}}"
-    text = (LUA / "include" / "house.lua").read_text() + tail
+    text = (INCLUDE / "house.lua").read_text() + tail
     keys = queue.keys
     assert await queue.redis.eval(text, len(keys.house), *keys.house) == [
         keys.main, keys.retry, keys.scheduled, keys.dlq, keys.streams["h"], keys.streams["n"], keys.streams["l"],
@@ -151,7 +169,7 @@ def unconnected() -> Transitions:
     return Transitions(Connection(Settings("redis://127.0.0.1:1/0")), Keys("t"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", ALL, ids=lambda script: script.name)
 async def test_a_wrong_shape_is_a_type_error_before_redis_is_reached(unconnected: Transitions, script):
     head, row = ("x",) * len(script.head), ("x",) * len(script.each)
     keys = ["k"] * len(script.keys)

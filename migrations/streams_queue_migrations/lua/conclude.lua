@@ -1,6 +1,6 @@
 -- conclude: a move under way -> done
 -- KEYS     house
--- ARGV     summary, a JSON object of what was done and found
+-- ARGV     summary; a JSON object of what was done and found
 -- RETURNS  1
 --- include house
 local wrong = wrong_type()

@@ -33,7 +33,8 @@ local function give_entry(id, letter, old, ...)
   last[letter] = entry
 end
 
--- The hash of an old producer gets the documented time to live, from now on.
+-- The hash of an old producer gets the documented time to live, from now on. What the engine knew before, and somebody
+-- requeued by hand, starts anew.
 local function enter(id, body, letter, old, score)
   local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil
   if ttl then
@@ -43,7 +44,7 @@ local function enter(id, body, letter, old, score)
   end
   if LINES[letter] then call('ZADD', LINES[letter], score, id) end
   if body._sq_owner then call('HDEL', message_key(id), '_sq_owner') end
-  if body._sq_types and body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
+  if body._sq_entry and body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
   arm_body(id, ttl)
   index_user(body, id, score, ttl)
   entered = entered + 1

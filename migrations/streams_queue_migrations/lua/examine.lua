@@ -11,6 +11,7 @@ local SETS = {main = MAIN, retry = RETRY, scheduled = SCHEDULED, dlq = DLQ}
 local BEFORE = {main = {}, retry = {MAIN}, scheduled = {MAIN, RETRY}, dlq = {MAIN, RETRY, SCHEDULED}}
 local queue, cursor, limit, samples, texts = ARGV[1], ARGV[2], number(ARGV[3], 500), number(ARGV[4], 0), ARGV[5] == '1'
 local last = {h = ARGV[6], n = ARGV[7], l = ARGV[8]}
+local ENOUGH = 1048576      -- bytes of texts that one call reads, or a few large bodies would hold up the server
 local SOON = 300            -- seconds: a body with less left is about to run out
 local EPOCH = 1000000000    -- a score below is no time of this century in seconds
 local AHEAD = {main = 60, retry = 10 * 365 * 86400, scheduled = 100 * 365 * 86400, dlq = 60}  -- and one so far ahead is none
@@ -18,6 +19,11 @@ local AHEAD = {main = 60, retry = 10 * 365 * 86400, scheduled = 100 * 365 * 8640
 local wrong = wrong_type()
 if wrong then return wrong end
 local now, found, examples = server_time(), {}, {}
+
+local function cut(page, kept)
+  page.full = page.full or kept < #page.ids
+  for i = #page.ids, kept + 1, -1 do page.ids[i], page.scores[i] = nil, nil end
+end
 
 local function note(name, id)
   found[name] = (found[name] or 0) + 1
@@ -39,10 +45,14 @@ local function is_utf8(text)
   return not string.find(text, '[\128-\255]')
 end
 
+local bytes = 0
 local function look_at_texts(id)
-  for _, text in ipairs(call('HGETALL', message_key(id))) do
-    if not is_utf8(text) then return note('undecodable', id) end
+  local texts, sound = call('HGETALL', message_key(id)), true
+  for _, text in ipairs(texts) do
+    bytes = bytes + #text
+    sound = sound and is_utf8(text)
   end
+  if not sound then note('undecodable', id) end
 end
 
 local function look_at_entry(id, body)
@@ -86,7 +96,13 @@ local function look_at(id, score)
 end
 
 local page = page_of(SETS[queue], cursor, limit)
-for i, id in ipairs(page.ids) do look_at(id, page.scores[i]) end
+for i, id in ipairs(page.ids) do
+  look_at(id, page.scores[i])
+  if bytes > ENOUGH then
+    cut(page, i)
+    break
+  end
+end
 local counts = {}
 for name, times in pairs(found) do
   counts[#counts + 1] = name

@@ -12,7 +12,10 @@ local before = call('HGET', META, 'migration') == 'done' and 1 or 0
 for _, letter in ipairs(PRIORITIES) do
   try('XGROUP', 'CREATE', STREAMS[letter], GROUP, '0', 'MKSTREAM')  -- BUSYGROUP where it is there already
 end
-call('HSET', META, 'schema', schema, 'migration', 'under way')
-if before == 0 then call('HSETNX', META, 'migration_began', seconds(now)) end
+call('HSET', META, 'schema', schema)
+if before == 0 then
+  call('HSET', META, 'migration', 'under way')
+  call('HSETNX', META, 'migration_began', seconds(now))
+end
 if index_users then call('HSET', META, 'user_index', '1') end
 return before
