@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test clients check chaos demo clean
+.PHONY: help venv test clients check chaos rehearsal demo clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make .venv, or renew it when pyproject.toml has changed
 
@@ -40,6 +40,9 @@ check: $(STAMP)  ## lint, formatting, types, import rules
 
 chaos: $(STAMP)  ## every fault at full size, into docs/reliability.md; ARGS="--only 1,20b" chooses
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+rehearsal: $(STAMP)  ## the guide to moving in, followed on an old queue; ARGS=1000000 says how long
+	PYTHONPATH=tests $(BIN)/python -m migrations.rehearsal $(ARGS)
 
 demo: $(RUNNABLE)  ## a queue at work, on a server of its own
 	$(BIN)/streams-queue demo

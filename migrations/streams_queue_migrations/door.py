@@ -36,9 +36,6 @@ SCRIPTS = (EXAMINE, STRAYS, PREPARE, RETIME, ENTER, KEEP, DOOMED, SET_ASIDE, TID
 START = "0"
 """The cursor at which a pass begins, and ends."""
 
-SERVICE = frozenset({"returned", "parked", "suspects"})
-"""Consumers that are nobody: they hold what waits (``lua/include/house.lua``)."""
-
 NO_ENTRIES = ("", "", "")
 """The last entries of the three priorities before any was seen."""
 

@@ -33,7 +33,7 @@ from servers import wait_until
 PREFIX = "chat_api"
 WORKERS = 2
 
-OLD_CHAT = '''
+OLD_CHAT = """
 import os
 import redis.asyncio as redis
 from bot_logic.services.redis_queue_manager import OldProducer
@@ -47,9 +47,9 @@ async def enqueue_chat_request(
         "user_id": user_id, "message": message, "source_type": source_type, "source_id": source_id,
         "response_token": response_token, "chat_id": chat_id, "chat_type": chat_type, "message_id": message_id,
     })
-'''
+"""
 
-API = '''
+API = """
 import os
 
 ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -57,15 +57,16 @@ ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 async def send_chat_message(text):
     os.write(ledger, text.encode() + b"\\n")
     return True, f"an answer to {text}", None
-'''
+"""
 
-PRODUCER = '''
-import asyncio, sys
+PRODUCER = """
+import asyncio, signal, sys
 from bot_logic.services.chat_api_queue import enqueue_chat_request
 
 async def main(name, pause):
-    number = 0
-    while True:
+    number, stop = 0, asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)  # not in the middle of an enqueue
+    while not stop.is_set():
         text = f"{name} {number}"
         if await enqueue_chat_request(
             f"u{number % 500}", text, "telegram", "-100", "123:secret", "5", "private", "77"
@@ -75,9 +76,9 @@ async def main(name, pause):
         await asyncio.sleep(pause)
 
 asyncio.run(main(sys.argv[1], float(sys.argv[2])))
-'''
+"""
 
-WORKER = '''
+WORKER = """
 import asyncio, signal
 from bot_logic.services.chat_api_queue import start_queue_processor, stop_queue_processor
 
@@ -89,7 +90,7 @@ async def main():
     await stop_queue_processor()
 
 asyncio.run(main())
-'''
+"""
 
 NOTHING = "async def {}(*words):\n    pass\n"
 
@@ -116,7 +117,9 @@ class Application:
         self.folder = folder
         self.ledger = folder / "ledger"
         self._python = python
-        bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "REDIS_", "STREAMS_"))}
+        bare = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "REDIS_", "STREAMS_"))
+        }
         self._environ = {
             **bare, "REDIS_URL": server.url, "LEDGER": str(self.ledger), "CHAT_API_CONCURRENCY": "32",
         }  # fmt: skip
@@ -159,7 +162,11 @@ class Application:
         out = self.folder / f"{script}-{'-'.join(arguments)}-{time.monotonic_ns()}.out"
         with out.open("wb") as file, out.with_suffix(".err").open("wb") as errors:
             process = subprocess.Popen(
-                [self._python, f"{script}.py", *arguments], cwd=self.folder, env=self._environ, stdout=file, stderr=errors
+                [self._python, f"{script}.py", *arguments],
+                cwd=self.folder,
+                env=self._environ,
+                stdout=file,
+                stderr=errors,
             )
             try:
                 yield out
@@ -251,7 +258,9 @@ def _going_back(application: Application, server: servers.AnyServer, client: Any
         wait_until(lambda: produced.read_text().count("\n") > 50, 20, "the new producer at work")
     accepted = set(produced.read_text().splitlines())
     application.command("migrate", "--prefix", PREFIX, "--rollback", "--yes")
-    bodies = {id: client.hget(f"{PREFIX}:msg:{id.decode()}", "message") for id in client.zrange(f"{PREFIX}:queue:main", 0, -1)}
+    bodies = {
+        id: client.hget(f"{PREFIX}:msg:{id.decode()}", "message") for id in client.zrange(f"{PREFIX}:queue:main", 0, -1)
+    }
 
     async def work() -> list[str]:
         async with server.client() as old_client:
@@ -275,9 +284,13 @@ def main() -> None:
             figures = rehearse(application, server, size, print)
         finally:
             server.stop()
-    print(f"accepted {figures.accepted:,}, ran {figures.ran:,}, lost {len(figures.lost)}, doubled {len(figures.doubled)}")
-    print(f"moved in {figures.moved['entered']:,} in {figures.moved['seconds']:.1f} s; verify is "
-          f"{'clean' if figures.clean else 'NOT clean'}")
+    print(
+        f"accepted {figures.accepted:,}, ran {figures.ran:,}, lost {len(figures.lost)}, doubled {len(figures.doubled)}"
+    )
+    print(
+        f"moved in {figures.moved['entered']:,} in {figures.moved['seconds']:.1f} s; verify is "
+        f"{'clean' if figures.clean else 'NOT clean'}"
+    )
     print(f"gone back: {figures.back} messages, {figures.back_lost} lost or doubled")
     sys.exit(bool(figures.lost or figures.doubled or figures.back_lost or not figures.clean))
 
