@@ -1,8 +1,8 @@
 """The guide to moving in, followed word for word, by processes of their own.
 
-An application with a package ``bot_logic`` of its own, in an environment of its own, has an old queue: messages in line,
-retries, dead letters, work left unfinished, ids without a body. It is moved over while one of its old producers goes on;
-everything is worked on, dead letters are requeued, and then it goes back. A ledger outside Redis counts what ran.
+An application with a package ``bot_logic`` of its own, in an environment of its own, has an old queue: messages in
+line, retries, dead letters, work left unfinished, ids without a body. It is moved over while one of its old producers
+goes on; everything is worked on, dead letters are requeued, and then it goes back. A ledger outside Redis counts.
 
 ``python -m migrations.rehearsal 100000`` (in ``tests/``, or ``make rehearsal``) prints how long each step took.
 """
