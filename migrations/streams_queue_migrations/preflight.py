@@ -90,32 +90,35 @@ async def _old_workers(door: Door, watch: float) -> list[Finding]:
                 remedy=f"{remedy}; the lock of one that died runs out by itself, or DEL {door.keys.global_lock}",
             )
         ]
-    before = await _taken_by_old(door, await door.head(_HEAD))
+    before = await _old_work(door, await door.head(_HEAD))
     await asyncio.sleep(watch)
-    after = await _taken_by_old(door, list(before))
-    moved = [id for id, taken in after.items() if taken and not before[id]]
+    after = await _old_work(door, list(before))
+    moved = [id for id, stage in after.items() if stage and stage != before[id]]
     if not moved:
         return []
     return [
         Finding(
             "old_worker",
             refuses=True,
-            what=f"{len(moved)} messages were taken within {watch:g} s by a worker of the old code, {moved[0]} for one",
+            what=f"{len(moved)} messages were taken or finished within {watch:g} s by a worker of the old code, {moved[0]} for one",
             remedy=remedy,
         )
     ]
 
 
-async def _taken_by_old(door: Door, ids: list[str]) -> dict[str, bool]:
-    """For each id: whether a worker that is none of ours works on it, or has taken it out of main."""
+async def _old_work(door: Door, ids: list[str]) -> dict[str, str]:
+    """For each id: ``begun`` where a worker that is none of ours works on it, or did; ``left`` where it took it out of
+    main; else empty.
+    """
     hashes = await door.read(ids)
-    taken = {}
+    stages = {}
     for id, fields in zip(ids, hashes, strict=True):
         if await door.in_line(id):  # a body that is not there then has run out
-            taken[id] = fields.get("status") == b"processing" and "_sq_owner" not in fields
+            stages[id] = "begun" if fields.get("status") == b"processing" and "_sq_owner" not in fields else ""
         else:
-            taken[id] = "_sq_entry" not in fields and not await door.command("EXISTS", door.keys.done(id))
-    return taken
+            ours = "_sq_entry" in fields or await door.command("EXISTS", door.keys.done(id))
+            stages[id] = "" if ours else "left"
+    return stages
 
 
 async def _new_workers(door: Door) -> list[Finding]:

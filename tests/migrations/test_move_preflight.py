@@ -144,22 +144,19 @@ async def test_messages_that_an_old_worker_takes_are_noticed(queue: Queue[Any], 
     assert refused["old_worker"].refuses and "a2 for one" in refused["old_worker"].what
     assert await findings(queue, watch=0.1) == {}, "it stands still: left behind by a worker that died"
 
-    with pytest.raises(MigrationError, match="worker of the old code"):
-        await asyncio.gather(_after(0.1, redis.delete(queue.keys.message("a2"))), _gone(redis, queue), _apply(queue))
+    async def finish_what_was_begun() -> None:
+        await asyncio.sleep(0.1)
+        await worker.work()
+
+    before = await redis.keys(f"{prefix}:*")
+    with pytest.raises(MigrationError, match="worker of the old code, a2 for one"):
+        await asyncio.gather(finish_what_was_begun(), apply(queue, silent, silent, watch=0.4))
+    assert set(await redis.keys(f"{prefix}:*")) < set(before)
 
 
 async def _after(seconds: float, does: Any) -> None:
     await asyncio.sleep(seconds)
     await does
-
-
-async def _gone(redis: Any, queue: Queue[Any]) -> None:
-    await asyncio.sleep(0.1)
-    await redis.zrem(queue.keys.main, "a2")
-
-
-async def _apply(queue: Queue[Any]) -> None:
-    await apply(queue, silent, silent, watch=0.4)
 
 
 async def test_a_body_that_runs_out_meanwhile_is_no_worker(queue: Queue[Any], redis: Any, state: OldState):
