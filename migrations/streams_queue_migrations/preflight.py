@@ -100,7 +100,7 @@ async def _old_workers(door: Door, watch: float) -> list[Finding]:
         Finding(
             "old_worker",
             refuses=True,
-            what=f"{len(moved)} messages were taken or finished within {watch:g} s by a worker of the old code, {moved[0]} for one",
+            what=f"within {watch:g} s {len(moved)} messages were taken by a worker of the old code, {moved[0]} for one",
             remedy=remedy,
         )
     ]

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import redis as redis_py
-
 from compat.old_programs import encoded
 
 TTL = 3600
@@ -49,7 +47,7 @@ class OldState:
         prefix: of the queue.
     """
 
-    def __init__(self, client: redis_py.Redis, prefix: str) -> None:
+    def __init__(self, client: Any, prefix: str) -> None:
         self.prefix = prefix
         self.sets: dict[str, dict[bytes, float]] = {name: {} for name in NAMES}
         self.bodies: set[bytes] = set()
@@ -125,8 +123,8 @@ class OldState:
         flat: list[Any] = []
         for name, value in kept.items():
             flat += (name, value if isinstance(value, bytes) else encoded(value))
-        for name, value in (raw_fields or {}).items():
-            flat += (name, value)
+        for raw_name, raw_value in (raw_fields or {}).items():
+            flat += (raw_name, raw_value)
         self._send("HSET", self.key("msg", raw), *flat)
         if ttl is not None:
             self._send("EXPIRE", self.key("msg", raw), ttl)
@@ -197,7 +195,7 @@ class OldState:
 
 
 @contextmanager
-def written(client: redis_py.Redis, prefix: str) -> Iterator[OldState]:
+def written(client: Any, prefix: str) -> Iterator[OldState]:
     """A queue to write; all of it is there afterwards."""
     state = OldState(client, prefix)
     yield state

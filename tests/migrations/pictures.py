@@ -6,19 +6,27 @@ import json
 import re
 from typing import Any
 
-import redis as redis_py
-
 Picture = dict[bytes, Any]
 
 _ENTRY = re.compile(rb"\d{13,}-\d+")
 _PASSING = {b"migrated_at", b"migration_began", b"migration_report"}
-_NEAR = 0.5
+_NEAR = 0.05
+"""Seconds: two ends that close are one."""
+
+
+class About(float):
+    """Seconds left: two pictures are taken minutes apart."""
+
+    __hash__ = float.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, About) and abs(float(self) - float(other)) < 150
 
 
 class Copy:
     """Every key of a database as it was, to be put back as often as it is needed."""
 
-    def __init__(self, client: redis_py.Redis) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client
         keys = sorted(client.scan_iter(count=1000))
         pipeline = client.pipeline(transaction=True)
@@ -41,24 +49,33 @@ class Copy:
         pipeline.execute()
 
 
-def picture(client: redis_py.Redis, copy: Copy | None = None) -> Picture:
+def picture(client: Any, copy: Copy | None = None) -> Picture:
     """Every key: entries by id and order, times of the run itself left out; what expires, and when.
 
     Args:
         client: answers in bytes.
-        copy: keys whose end is as it was in it are shown so, others have theirs to the nearest five minutes.
+        copy: keys whose end is as it was in it are shown so, others have about what is left to them.
     """
-    whole, micro = client.time()
-    now = float(whole) + micro / 1e6
+    keys = sorted(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=True)
+    pipeline.time()
+    for key in keys:
+        pipeline.pttl(key)
+        pipeline.type(key)
+    (whole, micro), *rest = pipeline.execute()
+    now, lefts, kinds = whole + micro / 1e6, rest[::2], rest[1::2]
+    pipeline = client.pipeline(transaction=True)
+    for key, kind in zip(keys, kinds, strict=True):
+        _ask(pipeline, key, kind)
+    replies = pipeline.execute()
     ends = copy.ends if copy else {}
-    shown: Picture = {}
-    for key in sorted(client.scan_iter(count=1000)):
-        left = client.pttl(key) / 1000
-        shown[key] = (_value(client, key, now), _end(left, now, ends.get(key)))
-    return shown
+    return {
+        key: (_shown(key, kind, reply, now), _end(left / 1000, now, ends.get(key)))
+        for key, kind, left, reply in zip(keys, kinds, lefts, replies, strict=True)
+    }
 
 
-def exact(client: redis_py.Redis) -> Picture:
+def exact(client: Any) -> Picture:
     """Every key to the last byte and entry, without the times in the meta hash."""
     shown: Picture = {}
     for key in sorted(client.scan_iter(count=1000)):
@@ -79,25 +96,32 @@ def differences(one: Picture, two: Picture) -> str:
     return "\n".join(f"{key!r}:\n  {one.get(key)!r:.600}\n  {two.get(key)!r:.600}" for key in keys[:5])
 
 
-def _value(client: redis_py.Redis, key: bytes, now: float) -> Any:
-    match client.type(key):
-        case b"zset" if key.endswith((b":lost", b":bodiless")):
-            return sorted(client.zrange(key, 0, -1))
+def _ask(pipeline: Any, key: bytes, kind: bytes) -> None:
+    match kind:
         case b"zset":
-            pairs = client.zrange(key, 0, -1, withscores=True)
-            return [(id, "now" if abs(score - now) < 60 else score) for id, score in pairs]
+            pipeline.zrange(key, 0, -1, withscores=True)
         case b"stream":
-            entries = [fields[b"id"] for _, fields in client.xrange(key)]
-            return entries, [(group["name"], group["pending"]) for group in client.xinfo_groups(key)]
+            pipeline.xrange(key)
         case b"hash":
-            fields = {name: _ENTRY.sub(b"*", text) for name, text in client.hgetall(key).items()}
-            return {name: _meta(name, text) for name, text in fields.items()}
+            pipeline.hgetall(key)
         case b"list":
-            return client.lrange(key, 0, -1)
+            pipeline.lrange(key, 0, -1)
         case b"string":
-            return client.get(key)
-        case kind:
+            pipeline.get(key)
+        case _:
             raise AssertionError(f"{key!r} is a {kind!r}")
+
+
+def _shown(key: bytes, kind: bytes, reply: Any, now: float) -> Any:
+    if kind == b"zset" and key.endswith((b":lost", b":bodiless")):
+        return sorted(id for id, _ in reply)
+    if kind == b"zset":
+        return [(id, "now" if abs(score - now) < 60 else score) for id, score in reply]
+    if kind == b"stream":
+        return [fields[b"id"] for _, fields in reply]
+    if kind == b"hash":
+        return {name: _meta(name, _ENTRY.sub(b"*", text)) for name, text in reply.items()}
+    return reply
 
 
 def _meta(name: bytes, text: bytes) -> Any:
@@ -112,4 +136,4 @@ def _end(left: float, now: float, was: int | None) -> Any:
         return "never"
     if was is not None and abs(now + left - was / 1000) < _NEAR:
         return "as it was"
-    return round(left / 300) * 300
+    return About(left)

@@ -41,7 +41,7 @@ class Moving(tables.Queue):
         answers = await self.door.set_aside(ids, kept_for=KEPT)
         return [id for id, aside in zip(ids, answers, strict=True) if aside]
 
-    async def strip(self, queue: str) -> Stripped:
+    async def stripped(self, queue: str) -> Stripped:
         return await self.door.strip(queue, START)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import pytest
-import redis as redis_py
 
 from compat.old_programs import OldProducer, OldWorker, requeue_dead_letter
-from helpers import Held, running, worker_of
+from helpers import Held, running, until, worker_of
 from migrations.old_state import OldState, every_damage
 from migrations.pictures import differences, exact
 from migrations.steps import failed_checks, ids_of, move_back, move_clean, work_off
@@ -57,13 +57,15 @@ async def mixed(queue: Queue[Any]) -> dict[str, list[str]]:
     return {"main": ["main-0", "main-1", "main-2", "high", "escaped"], "retry": ["retry-1", "retry-2", "later"]}
 
 
-def engine_keys(client: redis_py.Redis, prefix: str) -> list[bytes]:
+def engine_keys(client: Any, prefix: str) -> list[bytes]:
     documented = (b":queue:main", b":queue:retry", b":queue:dlq", b":stats")
     inside = (f"{prefix}:msg:".encode(), f"{prefix}:dedup:".encode(), f"{prefix}:lock:".encode())
-    return [key for key in client.scan_iter(f"{prefix}:*") if not key.endswith(documented) and not key.startswith(inside)]
+    return [
+        key for key in client.scan_iter(f"{prefix}:*") if not key.endswith(documented) and not key.startswith(inside)
+    ]
 
 
-def engine_fields(client: redis_py.Redis, prefix: str) -> list[bytes]:
+def engine_fields(client: Any, prefix: str) -> list[bytes]:
     return [
         name
         for key in client.scan_iter(f"{prefix}:msg:*")
@@ -79,7 +81,9 @@ async def test_the_old_worker_works_everything_off(queue: Queue[Any], client, re
     await queue.transitions.join("dies", 1.0)
     (delivery,) = (await queue.transitions.claim("dies", 1)).deliveries
     assert delivery.lease.id == "high", "neither finished nor handed back"
-    client.hset(queue.keys.meta, "lease_ms", 1)  # all leases have run out
+    client.hset(queue.keys.meta, "lease_ms", 1)
+    consumers = partial(client.xinfo_consumers, queue.keys.streams["h"], "workers")
+    await until(lambda: all(row["idle"] > 1 for row in consumers()), what="leases running out")
     done = await move_back(queue)
     assert (done.messages, done.prioritised, done.scheduled, done.escaped) == (9, 1, 1, 1)
     assert engine_keys(client, prefix) == [] and engine_fields(client, prefix) == []
@@ -101,7 +105,7 @@ async def test_the_old_worker_works_everything_off(queue: Queue[Any], client, re
     assert set(await redis.keys(f"{prefix}:*")) == {f"{prefix}:stats"}
 
 
-async def test_refused_beside_living_workers_unless_forced(queue: Queue[Any], client: redis_py.Redis):
+async def test_refused_beside_living_workers_unless_forced(queue: Queue[Any], client: Any):
     held = Held()
     async with running(worker_of(queue, held.handle, concurrency=1, lease=30.0)):
         await queue.enqueue({}, id="a")
@@ -117,11 +121,11 @@ async def test_refused_beside_living_workers_unless_forced(queue: Queue[Any], cl
     assert await _main(client, queue) == [b"b"]
 
 
-async def _main(client: redis_py.Redis, queue: Queue[Any]) -> list[bytes]:
+async def _main(client: Any, queue: Queue[Any]) -> list[bytes]:
     return list(client.zrange(queue.keys.main, 0, -1))
 
 
-async def test_what_a_worker_handed_back_when_it_left_holds_up_nobody(queue: Queue[Any], client: redis_py.Redis):
+async def test_what_a_worker_handed_back_when_it_left_holds_up_nobody(queue: Queue[Any], client: Any):
     """`returned` is a consumer's name, and no worker."""
     await queue.transitions.join("w1", 30.0)
     await queue.enqueue({}, id="a")
@@ -133,7 +137,7 @@ async def test_what_a_worker_handed_back_when_it_left_holds_up_nobody(queue: Que
 
 
 @pytest.mark.leaks("the old code's messages")
-async def test_again_it_changes_nothing(queue: Queue[Any], client: redis_py.Redis):
+async def test_again_it_changes_nothing(queue: Queue[Any], client: Any):
     await mixed(queue)
     await move_back(queue)
     before = exact(client)
@@ -142,7 +146,7 @@ async def test_again_it_changes_nothing(queue: Queue[Any], client: redis_py.Redi
     assert exact(client) == before
 
 
-async def test_there_and_back_and_there_again(queue: Queue[Any], client: redis_py.Redis, state: OldState):
+async def test_there_and_back_and_there_again(queue: Queue[Any], client: Any, state: OldState):
     every_damage(state, 400)
     state.flush()
     await move_clean(queue)

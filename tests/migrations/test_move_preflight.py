@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_py
 
 import servers
 from compat.old_programs import OldProducer, OldWorker
@@ -60,7 +59,7 @@ async def test_a_server_that_evicts_is_refused_unless_forced(small: Queue[Any], 
         assert await findings(small) == {}, "without maxmemory it never evicts"
         client.config_set("maxmemory", "500mb")
         before = exact(client)
-        with pytest.raises(MigrationError, match="maxmemory-policy is allkeys-lru.*CONFIG SET maxmemory-policy"):
+        with pytest.raises(MigrationError, match=r"maxmemory-policy is allkeys-lru.*CONFIG SET maxmemory-policy"):
             await move(small)
         assert exact(client) == before
         client.config_set("maxmemory-policy", "noeviction")
@@ -106,7 +105,7 @@ async def test_the_lock_of_an_old_chat_worker_is_refused_unless_forced(queue: Qu
     state.queued("a")
     state.lock("global_lock", "processor")
     state.flush()
-    with pytest.raises(MigrationError, match="global_lock is held by 'processor'.*stop them all"):
+    with pytest.raises(MigrationError, match=r"global_lock is held by 'processor'.*stop them all"):
         await move(queue)
     assert not await redis.exists(queue.keys.meta)
     await move_clean(queue, force=True)
@@ -195,7 +194,7 @@ async def test_a_finished_message_of_the_engine_is_no_sign_of_old_workers(queue:
     assert "old_worker" not in found
 
 
-async def test_discover_finds_every_old_queue(queue: Queue[Any], client: redis_py.Redis):
+async def test_discover_finds_every_old_queue(queue: Queue[Any], client: Any):
     for prefix, name in {"b": "main", "a:b": "dlq", "{c}": "retry"}.items():
         client.zadd(f"{prefix}:queue:{name}", {"x": 1})
     client.set("no:queue:mainly", "x", ex=100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from transitions.tables import DEDUP_EXPIRY, META, NEVER, RETURNED, body
 
 OLD = {"timestamp": "now", "status": "queued", "retry_count": "0"}
 """The hash of an old producer, but for its ``request_id``."""
+
+ESCAPED: Any = {"data:status": "mine"}
 
 MOVING = {"schema": "1", "migration": "under way", "migration_began": "now"}
 
@@ -218,7 +220,8 @@ async def test_enter_indexes_users_where_the_queue_asks_for_it(moving: Moving):
 
 
 async def test_enter_goes_on_at_its_cursor_whatever_left_behind_it(prepared: Moving):
-    now, cursor, last, looked_at = await prepared.now(), START, NO_ENTRIES, 0
+    now, cursor, looked_at = await prepared.now(), START, 0
+    last: Sequence[str] = NO_ENTRIES
     for n in range(7):
         await prepared.old(f"{n}", score=now - 100 + n // 3)
     for _ in range(10):
@@ -428,11 +431,11 @@ async def test_strip_makes_of_the_engine_s_messages_old_ones(prepared: Moving):
     await prepared.processing("p", unique="k")
     await prepared.enqueue("h", priority="high", ttl=500.0)
     await prepared.enqueue("s", delay=400)
-    await prepared.enqueue("e", **{"data:status": "mine"})
-    assert (await prepared.strip("scheduled"))[1:] == (1, 0, 1, 0)
-    assert (await prepared.strip("retry"))[1:] == (2, 0, 0, 0)
-    assert (await prepared.strip("main"))[1:] == (3, 1, 0, 1)
-    assert (await prepared.strip("dlq"))[1:] == (1, 0, 0, 0)
+    await prepared.enqueue("e", **ESCAPED)
+    assert (await prepared.stripped("scheduled"))[1:] == (1, 0, 1, 0)
+    assert (await prepared.stripped("retry"))[1:] == (2, 0, 0, 0)
+    assert (await prepared.stripped("main"))[1:] == (3, 1, 0, 1)
+    assert (await prepared.stripped("dlq"))[1:] == (1, 0, 0, 0)
     await prepared.door.dismantle()
 
     def plain(id: str, status: str, **more: str) -> dict[str, str]:
@@ -445,7 +448,7 @@ async def test_strip_makes_of_the_engine_s_messages_old_ones(prepared: Moving):
         "queue:dlq": {"d": "now"},
         "msg:p": plain("p", "queued", dedup_key="dedup:k"),
         "msg:h": plain("h", "queued"),
-        "msg:e": plain("e", "queued", **{"data:status": "mine"}),
+        "msg:e": plain("e", "queued", **ESCAPED),
         "msg:r": plain("r", "retry", retry_count="1", next_retry="now+100", **failed),
         "msg:s": plain("s", "retry", next_retry="now+400"),
         "msg:d": plain("d", "error", error="oops", moved_to_dlq_at="now"),
@@ -455,7 +458,7 @@ async def test_strip_makes_of_the_engine_s_messages_old_ones(prepared: Moving):
     }
     before = await prepared.table()
     for queue in ("scheduled", "retry", "main", "dlq"):
-        await prepared.strip(queue)
+        await prepared.stripped(queue)
     await prepared.door.dismantle()
     assert await prepared.table() == before, "again changes nothing"
 
@@ -463,14 +466,15 @@ async def test_strip_makes_of_the_engine_s_messages_old_ones(prepared: Moving):
 async def test_strip_leaves_a_lock_that_is_no_worker_s(prepared: Moving):
     await prepared.enqueue("a")
     await prepared.redis.set(prepared.keys.lock("a"), "an operator", ex=100)
-    await prepared.strip("main")
+    await prepared.stripped("main")
     assert await prepared.redis.get(prepared.keys.lock("a")) == "an operator"
 
 
 async def test_strip_a_message_of_thousands_of_fields(prepared: Moving):
-    await prepared.enqueue("a", **{f"f{n}": "x" for n in range(3000)})
+    many: Any = {f"f{n}": "x" for n in range(3000)}
+    await prepared.enqueue("a", **many)
     await prepared.redis.hset(prepared.keys.message("a"), mapping={f"_sq_{n}": "x" for n in range(3000)})
-    await prepared.strip("main")
+    await prepared.stripped("main")
     assert await prepared.redis.hlen(prepared.keys.message("a")) == 3004
 
 
@@ -497,7 +501,7 @@ CALLS: dict[str, Callable[[Moving], Awaitable[Any]]] = {
     "set_aside": lambda moving: moving.door.set_aside(["bodiless"], kept_for=1),
     "tidy": lambda moving: moving.door.tidy("n", "-"),
     "conclude": lambda moving: moving.door.conclude(b"{}"),
-    "strip": lambda moving: moving.strip("main"),
+    "strip": lambda moving: moving.stripped("main"),
 }
 
 

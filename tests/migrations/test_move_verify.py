@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-import redis as redis_py
 
 import servers
 from compat.old_programs import OldProducer
@@ -22,18 +21,18 @@ from migrations.pictures import exact
 from migrations.steps import failed_checks, failures, move_clean, silent
 from streams_queue import Message, Queue
 from streams_queue.transitions import GROUP
-from streams_queue_migrations import applying, verify
+from streams_queue_migrations import applying, verify, verifying
 from streams_queue_migrations.model import Verified
 
-Break = Callable[[redis_py.Redis, Queue[Any]], object]
+Break = Callable[[Any, Queue[Any]], object]
 
 
-def _swap(client: redis_py.Redis, queue: Queue[Any]) -> None:
+def _swap(client: Any, queue: Queue[Any]) -> None:
     """The first of main becomes the last, its entry stays the first."""
     client.zadd(queue.keys.main, {"m0": time.time()})
 
 
-def _second_entry(client: redis_py.Redis, queue: Queue[Any]) -> None:
+def _second_entry(client: Any, queue: Queue[Any]) -> None:
     """Its entry is one that nobody will be given."""
     stream = queue.keys.streams["n"]
     client.xgroup_createconsumer(stream, GROUP, "dead")
@@ -41,7 +40,7 @@ def _second_entry(client: redis_py.Redis, queue: Queue[Any]) -> None:
     client.xgroup_delconsumer(stream, GROUP, "dead")
 
 
-def _died_holding(client: redis_py.Redis, queue: Queue[Any]) -> None:
+def _died_holding(client: Any, queue: Queue[Any]) -> None:
     stream = queue.keys.streams["n"]
     client.hset(queue.keys.meta, "lease_ms", 1)
     client.xreadgroup(GROUP, "dead", {stream: ">"}, count=1)
@@ -49,7 +48,7 @@ def _died_holding(client: redis_py.Redis, queue: Queue[Any]) -> None:
 
 
 def _orphan(ttl: int | None) -> Break:
-    def leave(client: redis_py.Redis, queue: Queue[Any]) -> None:
+    def leave(client: Any, queue: Queue[Any]) -> None:
         client.hset(queue.keys.message("orphan"), "timestamp", "1")
         if ttl:
             client.expire(queue.keys.message("orphan"), ttl)
@@ -73,7 +72,9 @@ BREAKS: dict[str, tuple[Break, dict[str, int], bool]] = {
     ),
     "a place is changed": (_swap, {"order": 1}, True),
     "a body is deleted": (lambda client, queue: client.delete(queue.keys.message("m1")), {"bodies": 1}, False),
-    "a body is damaged": (lambda client, queue: client.hdel(queue.keys.message("m1"), "timestamp"), {"bodies": 1}, False),
+    "a body is damaged": (
+        lambda client, queue: client.hdel(queue.keys.message("m1"), "timestamp"), {"bodies": 1}, False,
+    ),
     "a dead letter's body is deleted": (
         lambda client, queue: client.zadd(queue.keys.dlq, {"d": time.time()}), {"bodies": 1}, False,
     ),
@@ -95,7 +96,7 @@ BREAKS: dict[str, tuple[Break, dict[str, int], bool]] = {
 
 @pytest.mark.leaks("a body without an end is one of the faults")
 @pytest.mark.parametrize("fault", BREAKS)
-async def test_each_check_can_fail(queue: Queue[Any], client: redis_py.Redis, state: OldState, fault: str):
+async def test_each_check_can_fail(queue: Queue[Any], client: Any, state: OldState, fault: str):
     for n in range(5):
         state.queued(f"m{n}", time.time() - 50 + n)
     state.flush()
@@ -107,7 +108,7 @@ async def test_each_check_can_fail(queue: Queue[Any], client: redis_py.Redis, st
     verified = await verify(queue, silent, patience=0.05)
     assert {check.name: check.violations for check in verified.checks if not check.holds} == expected
     (failed,) = [check for check in verified.checks if not check.holds]
-    assert failed.remedy and failed.examples or fault == "a stream is deleted"
+    assert failed.remedy and failed.examples
     assert verified.clean is harmless
     assert exact(client) == before, "it reads only"
     if "order" in expected:
@@ -125,11 +126,11 @@ async def test_an_old_queue_is_not_clean_before_it_is_moved(queue: Queue[Any], s
     assert set(after) <= {"times", "locks", "passing"}
 
 
-async def test_counts_that_do_not_add_up_are_found(queue: Queue[Any], client: redis_py.Redis, state: OldState, monkeypatch):
+async def test_counts_that_do_not_add_up_are_found(queue: Queue[Any], client: Any, state: OldState, monkeypatch):
     for n in range(5):
         state.queued(f"m{n}")
     state.flush()
-    look = applying.look_twice
+    look = verifying.look_twice
 
     async def robbed(*args: Any, **options: Any) -> Verified:
         verified = await look(*args, **options)
@@ -146,7 +147,7 @@ async def test_counts_that_do_not_add_up_are_found(queue: Queue[Any], client: re
     assert client.hget(queue.keys.meta, "migration") == b"done"
 
 
-async def test_what_was_found_stands_in_the_meta_hash(queue: Queue[Any], client: redis_py.Redis, state: OldState):
+async def test_what_was_found_stands_in_the_meta_hash(queue: Queue[Any], client: Any, state: OldState):
     every_damage(state, 200)
     state.flush()
     applied = await move_clean(queue)
