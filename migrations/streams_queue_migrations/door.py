@@ -18,7 +18,7 @@ _NO_WORKERS = (b"returned", b"parked", b"suspects")
 _HOME = __name__.rpartition(".")[0]
 _LAST = ("last_h", "last_n", "last_l")
 
-EXAMINE = Script("examine", ("queue", "cursor", "limit", "samples", "texts", *_LAST), home=_HOME)
+LOOK_AT = Script("look_at", ("queue", "cursor", "limit", "samples", "texts", *_LAST), home=_HOME)
 STRAYS = Script("strays", (), ("id",), home=_HOME)
 PREPARE = Script("prepare", ("schema", "index_users"), home=_HOME)
 RETIME = Script("retime", ("limit",), home=_HOME)
@@ -31,7 +31,7 @@ CONCLUDE = Script("conclude", ("summary",), home=_HOME)
 STRIP = Script("strip", ("queue", "cursor", "limit"), home=_HOME)
 DISMANTLE = Script("dismantle", keys=("maintainer",), home=_HOME)
 
-SCRIPTS = (EXAMINE, STRAYS, PREPARE, RETIME, ENTER, KEEP, DOOMED, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
+SCRIPTS = (LOOK_AT, STRAYS, PREPARE, RETIME, ENTER, KEEP, DOOMED, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
 
 START = "0"
 """The cursor at which a pass begins, and ends."""
@@ -40,7 +40,7 @@ NO_ENTRIES = ("", "", "")
 """The last entries of the three priorities before any was seen."""
 
 
-class Examined(NamedTuple):
+class Seen(NamedTuple):
     """One page of one set, as it stands."""
 
     cursor: str
@@ -94,14 +94,12 @@ class Consumer(NamedTuple):
 class Door(Transitions):
     """The transitions of a queue, and those that move it in and out."""
 
-    async def look_at(
-        self, queue: str, cursor: str, last: tuple[str, str, str], *, samples: int, texts: bool
-    ) -> Examined:
+    async def look_at(self, queue: str, cursor: str, last: tuple[str, str, str], *, samples: int, texts: bool) -> Seen:
         """Look at one page; writes nothing."""
         head = (queue, cursor, PAGE, samples, int(texts), *last)
-        after, ids, counts, examples, seen, difference = await self._run(EXAMINE, head)
+        after, ids, counts, examples, seen, difference = await self._run(LOOK_AT, head)
         names = [_text(name) for name in examples]
-        return Examined(
+        return Seen(
             _text(after),
             ids,
             _counts(counts),

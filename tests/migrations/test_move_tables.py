@@ -492,7 +492,7 @@ async def test_dismantle_deletes_what_is_the_engine_s_and_keeps_the_record_of_wh
 
 
 CALLS: dict[str, Callable[[Moving], Awaitable[Any]]] = {
-    "examine": lambda moving: moving.door.examine("main", START, NO_ENTRIES, samples=5, texts=True),
+    "look_at": lambda moving: moving.door.look_at("main", START, NO_ENTRIES, samples=5, texts=True),
     "prepare": lambda moving: moving.prepare(index_users=True),
     "retime": lambda moving: moving.door.retime(),
     "enter": lambda moving: moving.enter(),

@@ -51,6 +51,8 @@ async def test_every_kind_of_damage_in_one_queue(queue: Queue[Any], client: Any,
 
     after = client.hgetall(damaged.key("stats"))
     assert int(after.pop(b"expired_messages")) == len(damaged.lost)
+    damaged_ids = [id for id in damaged.lost if id.startswith((b"timeless", b"list"))]
+    assert int(after.pop(b"outside_damaged")) == len(damaged_ids), "something stands there, and it is no body"
     assert after == counters, "carried on as they were, a counter that is no number too"
     for id in damaged.main:
         assert 3500 < client.ttl(damaged.key("msg", id)) <= 3600

@@ -1,4 +1,4 @@
--- examine: reads a page of one queue, and says what of it is not as it should be
+-- look_at: reads a page of one queue, and says what of it is not as it should be
 -- KEYS     house
 -- ARGV     queue cursor limit samples texts last_h last_n last_l; queue is main, retry, scheduled or dlq; texts is 1 to
 --          look at every value's encoding; last_... is the last entry seen of a priority
