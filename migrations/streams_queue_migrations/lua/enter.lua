@@ -33,8 +33,7 @@ local function give_entry(id, letter, old, ...)
   last[letter] = entry
 end
 
--- The hash of an old producer gets the documented time to live, from now on. What the engine knew before, and somebody
--- requeued by hand, starts anew.
+-- What somebody requeued by hand starts anew.
 local function enter(id, body, letter, old, score)
   local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil
   if ttl then
@@ -44,15 +43,30 @@ local function enter(id, body, letter, old, score)
   end
   if LINES[letter] then call('ZADD', LINES[letter], score, id) end
   if body._sq_owner then call('HDEL', message_key(id), '_sq_owner') end
-  if body._sq_entry and body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
+  if body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
   arm_body(id, ttl)
   index_user(body, id, score, ttl)
   entered = entered + 1
 end
 
-local FIELDS = {'timestamp', '_sq_entry', '_sq_types', '_sq_ttl', '_sq_owner', 'status', 'retry_count', 'user_id', 'dedup_key'}
+-- Nearly all of an old queue: a hash that the engine never saw. What `enter` asks of others is known of it: no more of it
+-- is read, and it is moved in as fast as can be. Its time to live is the documented one, from now on.
+local function enter_unknown(id, score)
+  local key = message_key(id)
+  local seen = try('HMGET', key, 'timestamp', '_sq_entry', 'user_id')
+  if not seen[1] or seen[2] then return false end
+  local entry = call('XADD', STREAMS.n, '*', 'id', id)
+  call('HSET', key, '_sq_entry', 'n' .. entry, 'status', 'queued', '_sq_ttl', adopted_ttl)
+  call('EXPIRE', key, adopted_ttl)
+  index_user({user_id = seen[3]}, id, score, adopted_ttl)
+  last.n = entry
+  entered = entered + 1
+  return true
+end
+
 local function look_at(id, score)
-  local body = read_body(id, FIELDS)
+  if enter_unknown(id, score) then return end
+  local body = read_body(id)
   if not body then
     call('ZADD', BODILESS, 'NX', now, id)
     bodiless = bodiless + 1

@@ -145,11 +145,14 @@ local function user_key(body)
 end
 local function index_user(body, id, score, ttl, until_due)
   local key = user_key(body)
+  local left = key and call('TTL', key)  -- -2: there is no such key yet, -1: it has no end
   if not key or failed(try('ZADD', key, score, id)) then return end
   ttl = number(ttl)
   if not ttl then return call('PERSIST', key) end
-  local wanted, left = whole_seconds(ttl + (until_due or 0)), call('TTL', key)
-  if left >= 0 and left < wanted or call('ZCARD', key) == 1 then call('EXPIRE', key, wanted) end  -- as long as the last of them
+  local wanted = whole_seconds(ttl + (until_due or 0))
+  if left == wanted then return end
+  local is_last = left == -2 or (left >= 0 and left < wanted) or call('ZCARD', key) == 1
+  if is_last then call('EXPIRE', key, wanted) end  -- as long as the last of them
 end
 local function forget_user(body, id)
   local key = user_key(body)
