@@ -3,8 +3,6 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
-from redis.asyncio import RedisCluster
-
 from streams_queue.model import Stats
 from streams_queue.scripts import Script
 from streams_queue.transitions import BATCH, SCHEMA, Transitions
@@ -166,14 +164,6 @@ class Door(Transitions):
             await self.command("UNLINK", *keys)
 
     # ---- plain reads
-
-    async def info(self, section: str) -> dict[str, Any]:
-        """A section of INFO, of the node that owns the queue."""
-        client = self.connection.client
-        target = {"target_nodes": client.get_node_from_key(self.keys.main)} if isinstance(client, RedisCluster) else {}
-        with self._translated():
-            answer = await client.execute_command("INFO", section, **target)
-        return dict(answer)
 
     async def global_lock(self) -> str | None:
         """Who works on the whole queue, as the old code has it."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
+from streams_queue.inspection import Severity, inspect
 from streams_queue_migrations.door import Door
 from streams_queue_migrations.model import Finding
 
@@ -28,7 +29,12 @@ async def preflight(door: Door, *, watch: float) -> list[Finding]:
     if wrong := await _wrong_kinds(door):
         return wrong  # nothing else can be read then
     sizes = await door.sizes()
-    return [*await _memory(door, sizes["main"]), *await _old_workers(door, watch), *await _new_workers(door)]
+    return [
+        *await _server(door),
+        *await _memory(door, sizes["main"]),
+        *await _old_workers(door, watch),
+        *await _new_workers(door),
+    ]
 
 
 async def _wrong_kinds(door: Door) -> list[Finding]:
@@ -50,32 +56,29 @@ def _kind_of(door: Door, key: str) -> str:
     return _KINDS.get(key.rpartition(":")[2], "zset")
 
 
+async def _server(door: Door) -> list[Finding]:
+    """What a worker would call a danger: with more to write it is a greater one."""
+    return [
+        Finding(found.name, refuses=True, what=f"{found.what} {found.why}", remedy=found.remedy)
+        for found in await inspect(door.connection, door.keys.prefix)
+        if found.severity is Severity.DANGER
+    ]
+
+
 async def _memory(door: Door, messages: int) -> list[Finding]:
-    memory = await door.info("memory")
-    limit, policy = int(memory.get("maxmemory", 0)), memory.get("maxmemory_policy", "noeviction")
-    if not limit:
+    memory = await door.connection.ask("INFO", "memory", near=door.keys.main) or {}
+    limit, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
+    needed, free = messages * BYTES_PER_MESSAGE, max(0, limit - used)
+    if not limit or needed <= free:
         return []
-    found = []
-    if policy != "noeviction":
-        found.append(
-            Finding(
-                "eviction",
-                refuses=True,
-                what=f"maxmemory-policy is {policy}: when memory is short the server deletes messages to make room",
-                remedy="CONFIG SET maxmemory-policy noeviction",
-            )
+    return [
+        Finding(
+            "memory",
+            refuses=True,
+            what=f"about {needed >> 20} MiB more are needed, {free >> 20} MiB are free",
+            remedy="raise maxmemory, or work the queue off first",
         )
-    needed, free = messages * BYTES_PER_MESSAGE, limit - int(memory.get("used_memory", 0))
-    if needed > free:
-        found.append(
-            Finding(
-                "memory",
-                refuses=True,
-                what=f"about {needed >> 20} MiB more are needed, {max(0, free) >> 20} MiB are free",
-                remedy="raise maxmemory, or work the queue off first",
-            )
-        )
-    return found
+    ]
 
 
 async def _old_workers(door: Door, watch: float) -> list[Finding]:
