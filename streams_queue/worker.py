@@ -211,7 +211,10 @@ class Worker(Generic[Payload]):
                     async with anyio.create_task_group() as claiming:
                         # In a task of its own: who cancels this one does not cut off a claim under way.
                         claiming.start_soon(self._claim, run, handlers, claiming.cancel_scope, burst)
-                        await self._stopping.wait()
+                        try:
+                            await self._stopping.wait()
+                        finally:
+                            run.claimer.hurry()
                         claiming.cancel_scope.cancel()
                     await self._drain(run, handlers)
                 background.cancel_scope.cancel()
@@ -352,16 +355,19 @@ class Worker(Generic[Payload]):
 
     async def _give_back_stubborn(self, run: "_Run[Payload]") -> None:
         """A handler that swallows its cancellation keeps this worker, but not its message."""
-        leases = list(self._executions)
-        if not leases:
-            return
-        logger.error("%d handlers of worker %s do not heed their cancellation", len(leases), self.consumer)
-        for lease in leases:
-            run.keeper.drop(lease)
-            execution = self._executions[lease]
+        leases, stubborn = [], 0
+        for lease, execution in self._executions.items():
+            if execution is not None and execution.settled == "releasing":
+                continue  # the server does not answer
             if execution is not None:
                 execution.lost = True
-        await run.claimer.release(leases)
+                stubborn += execution.settled is None
+            run.keeper.drop(lease)
+            leases.append(lease)
+        if stubborn:
+            logger.error("%d handlers of worker %s do not heed their cancellation", stubborn, self.consumer)
+        if leases:
+            await run.claimer.release(leases)
 
     async def _all_done(self) -> None:
         while self._executions:

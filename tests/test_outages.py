@@ -15,6 +15,7 @@ import pytest
 import servers
 from helpers import LEASE, Handler, Held, queue_at, running, until, worker_of
 from streams_queue import Queue, QueueUnavailable
+from streams_queue.claiming import HAND_BACK_WITHIN
 
 
 @pytest.fixture
@@ -283,5 +284,27 @@ async def test_stop_while_the_server_is_away(durable, prefix):
         began = time.monotonic()
         worker.stop()
         await asyncio.wait_for(run, 10)
-        assert time.monotonic() - began < 0.5 + 6
+        assert time.monotonic() - began < 0.5 + 2 * HAND_BACK_WITHIN + 0.5
         assert len(held.cancelled) == 1
+
+
+@pytest.mark.parametrize("slots", [1, 4], ids=["full", "claiming"])
+async def test_stop_while_the_server_does_not_answer(durable, prefix, slots, caplog):
+    """No claim, hand-back or leave-taking waits for the client's timeout, and no handler is blamed for it."""
+    held = Held()
+    async with queue_at(durable, prefix) as queue:
+        await queue.enqueue({})
+        worker = worker_of(queue, held.handle, grace=0.5, concurrency=slots)
+        run = asyncio.create_task(worker.run())
+        await held.holds()
+        durable.suspend()
+        await asyncio.sleep(0.5)  # the idle read is over, and a claim under way
+        began = time.monotonic()
+        worker.stop()
+        try:
+            await asyncio.wait_for(run, 10)
+        finally:
+            durable.resume()
+        assert time.monotonic() - began < 0.5 + 3 * HAND_BACK_WITHIN + 0.5
+        assert len(held.cancelled) == 1
+        assert "do not heed" not in caplog.text

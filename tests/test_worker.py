@@ -576,10 +576,12 @@ async def test_a_handler_that_never_heeds_it_keeps_its_worker_but_not_its_messag
     worker = worker_of(queue, stubborn, grace=0.1)
     run = asyncio.create_task(worker.run())
     await until(lambda: processing(queue))
-    worker.stop()
     other = Handler(lambda message: "done elsewhere")
     async with running(worker_of(queue, other.handle)):
+        began = time.monotonic()
+        worker.stop()
         assert await queue.result(id, timeout=5) == "done elsewhere"
+        assert time.monotonic() - began < 0.1 + 1.0
     assert "do not heed their cancellation" in caplog.text
     assert not run.done()
     go.set()
