@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import msgspec
+
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.keys import Keys
@@ -94,7 +96,9 @@ class LeaseKeeper:
         return 2 * self._lease / 3  # signs come every third
 
     async def _run(self, main: asyncio.AbstractEventLoop) -> None:
-        connection = Connection(self._settings)
+        # One call that hangs must not take the time of the next ones: there are three in a lease.
+        timeout = min(self._settings.timeout, self._lease / 3)
+        connection = Connection(msgspec.structs.replace(self._settings, timeout=timeout))
         transitions = Transitions(connection, self._keys)
         pause = self._lease / 3
         said = False
@@ -102,7 +106,7 @@ class LeaseKeeper:
             while not await asyncio.to_thread(self._stop.wait, pause):
                 silence = self._silence()
                 if silence > self._suspicious and not said:
-                    self._say_where_blocked(silence)
+                    self._say_where_blocked(main, silence)
                 said = silence > self._suspicious
                 if silence > PATIENCE * self._lease:
                     continue
@@ -110,12 +114,14 @@ class LeaseKeeper:
         finally:
             await connection.close()
 
-    def _say_where_blocked(self, silence: float) -> None:
+    def _say_where_blocked(self, main: asyncio.AbstractEventLoop, silence: float) -> None:
+        task = asyncio.current_task(main)
+        by = task.get_name() if task is not None else "no task"
         frame = sys._current_frames().get(self._main_thread)
         place = f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})" if frame else "its thread"
         logger.warning(
-            "the event loop of worker %s is blocked for %.1f s so far, in %s; leases are renewed for %g s in all",
-            self._consumer, silence, place, PATIENCE * self._lease,
+            "the event loop of worker %s is blocked for %.1f s so far by %s, in %s; leases are renewed for %g s in all",
+            self._consumer, silence, by, place, PATIENCE * self._lease,
         )  # fmt: skip
 
     async def _renew(self, connection: Connection, transitions: Transitions, main: asyncio.AbstractEventLoop) -> bool:

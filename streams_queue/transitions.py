@@ -272,14 +272,24 @@ class Transitions:
         return [letters[stream] + entry.decode() for stream, entries in reply or () for entry, _ in entries]
 
     async def pending(self, consumer: str) -> list[str]:
-        """The entries that Redis holds for this consumer, at most 500 per priority. Counts no delivery."""
-        found: list[str] = []
+        """The entries that Redis holds for this consumer. Counts no delivery."""
         with self._translated():
-            for letter, key in self.keys.streams.items():
-                reply: Any = await self.connection.client.xpending_range(
-                    key, GROUP, "-", "+", BATCH, consumername=consumer
-                )
-                found += [letter + row["message_id"].decode() for row in reply]
+            return [
+                letter + entry
+                for letter, key in self.keys.streams.items()
+                for entry in await self._pending_in(key, consumer)
+            ]
+
+    async def _pending_in(self, stream: str, consumer: str) -> list[str]:
+        found: list[str] = []
+        start, full = "-", True
+        while full:
+            page: Any = await self.connection.client.xpending_range(
+                stream, GROUP, start, "+", BATCH, consumername=consumer
+            )
+            found += [row["message_id"].decode() for row in page]
+            full = len(page) == BATCH
+            start = f"({found[-1]}" if found else "-"
         return found
 
     async def renew(self, consumer: str, leases: Sequence[Lease], *, lock: float | None = None) -> list[bool]:

@@ -52,7 +52,8 @@ class Worker(Generic[Payload]):
         max_retries: how often a failed message is tried again before it is a dead letter.
         retry_delay: seconds before the first retry; twice as long before each further one.
         max_deliveries: after the death of so many workers that held it, a message is a dead letter. Before the last
-            time it runs alone in its worker, so that those beside it do not share its fate.
+            time it runs alone in its worker, so that those beside it do not share its fate; with 1 there is no time
+            before the last, and they do.
         timeout: seconds that a handler may take.
         grace: seconds that `stop` lets handlers finish.
         poll_interval: seconds that an idle worker waits in one read; a new message ends the wait.
@@ -274,7 +275,7 @@ class Worker(Generic[Payload]):
             self._executions[delivery.lease] = None
             failpoints.hit("after_read")
             run.keeper.hold(delivery.lease)
-            handlers.start_soon(self._work, run, delivery)
+            handlers.start_soon(self._work, run, delivery, name=f"message {delivery.lease.id}")
         # A suspect runs with nothing beside it. For one that waits while all workers are busy, the one whose turn it is
         # to look after the queue runs empty.
         self._alone = any(map(is_suspect, claimed.deliveries)) or (claimed.suspects_wait and run.maintenance.in_turn)

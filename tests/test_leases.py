@@ -77,7 +77,7 @@ async def test_a_blocked_event_loop_keeps_its_messages(server, queue, prefix, ca
     assert ran == ["first"]
     said = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
     assert len(said) == 2, said
-    assert "so far, in" in said[0] and "block (" in said[0] and __file__ in said[0]
+    assert f"so far by message {id}, in" in said[0] and "block (" in said[0] and __file__ in said[0]
     assert "was blocked for 1." in said[1]
 
 

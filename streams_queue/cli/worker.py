@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 from typing import Annotated, Any
 
 import anyio
@@ -87,5 +89,26 @@ async def serve(worker: Worker[Any], *, burst: bool) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, on_signal, number)
             await worker.run(burst=burst)
+        _end_within(LINGER)
     finally:
         await worker.queue.close()
+
+
+LINGER = 0.5
+"""Seconds that threads of handlers have to end, once all messages are finished or handed back."""
+
+
+def _end_within(seconds: float) -> None:
+    """Threads cannot be cancelled, and the interpreter waits for them: what they work on may be another's by now."""
+
+    def end() -> None:
+        lingering = [thread for thread in threading.enumerate() if not thread.daemon and thread is not main]
+        if lingering:
+            logger.error("%d threads of handlers do not end: leaving without them", len(lingering))
+            logging.shutdown()
+            os._exit(0)
+
+    main = threading.current_thread()
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -18,7 +18,7 @@ from servers import wait_until
 from streams_queue import ConfigurationError, Queue, Worker
 
 JOBS = """
-import asyncio, pathlib, os
+import asyncio, pathlib, os, time
 from streams_queue import Queue, Worker
 
 queue = Queue(os.environ["PREFIX"])
@@ -32,6 +32,8 @@ async def handle(message):
         started.write(message.id + "\\n")
     while "gate" in message.data and not pathlib.Path("open").exists():
         await asyncio.sleep(0.01)
+    if "thread" in message.data:
+        await asyncio.to_thread(time.sleep, message.data["thread"])
     if "error" in message.data:
         raise ValueError(message.data["error"])
 """
@@ -127,6 +129,21 @@ async def test_a_second_signal_hands_back_now(start, queue, folder):
     for receipt in receipts:
         message = await queue.get(receipt.id)
         assert (message.status, message.attempts) == ("queued", 0)
+
+
+async def test_a_thread_that_cannot_be_cancelled_keeps_no_process(start, queue, folder):
+    """Its message is handed back, so it must not go on beside the one that has it next."""
+    receipt = await queue.enqueue({"thread": 30})
+    process = start("jobs:worker")
+    wait_until(lambda: started(folder), what="handler started")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.wait(5)
+    code, log = end(process)
+    assert code == 0
+    assert "1 threads of handlers do not end" in log
+    message = await queue.get(receipt.id)
+    assert (message.status, message.attempts) == ("queued", 0)
 
 
 async def test_log_lines_cannot_be_forged_and_show_no_payload(start, queue):

@@ -368,6 +368,13 @@ async def test_pending_finds_what_a_broken_read_delivered_and_counts_nothing(que
     assert row["times_delivered"] == 1
 
 
+async def test_pending_finds_more_than_a_page(queue: Queue, monkeypatch: pytest.MonkeyPatch):
+    await queue.enqueue("a", "b", "c", "d", "e")
+    leases = await queue.claim("w1", 5)
+    monkeypatch.setattr("streams_queue.transitions.BATCH", 2)
+    assert await queue.transitions.pending("w1") == [lease.entry for lease in leases]
+
+
 # ---- how deliveries are counted
 
 
