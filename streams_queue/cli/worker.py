@@ -102,9 +102,9 @@ def _end_within(seconds: float) -> None:
     """Threads cannot be cancelled, and the interpreter waits for them: what they work on may be another's by now."""
 
     def end() -> None:
-        lingering = [thread for thread in threading.enumerate() if not thread.daemon and thread is not main]
+        lingering = any(not thread.daemon and thread is not main for thread in threading.enumerate())
         if lingering:
-            logger.error("%d threads of handlers do not end: leaving without them", len(lingering))
+            logger.error("threads of handlers do not end: leaving without them")
             logging.shutdown()
             os._exit(0)
 
