@@ -12,6 +12,7 @@ import pytest
 
 from compat.old_programs import OldProducer, OldWorker
 from helpers import until
+from streams_queue import maintenance
 
 PAYLOAD = {
     "n": 5, "fraction": 1.5, "digits": "123", "word": "true", "items": [1, "a"], "table": {"a": 1}, "flag": True,
@@ -47,6 +48,29 @@ async def test_an_old_producers_message_is_picked_up_within_two_seconds(manager,
         assert (seen[n]["request_id"], seen[n]["status"], seen[n]["retry_count"]) == (id, "processing", 0)
         await ends(redis, prefix, id)
     assert not await redis.keys(f"{prefix}:dedup:*")
+    await manager.stop_processor()
+
+
+async def test_an_old_worker_beside_new_ones_is_noticed_and_said(manager, old, redis, prefix, caplog, monkeypatch):
+    """It begins a message before a new worker finds it: both work on it, and a person has to know."""
+    monkeypatch.setattr(maintenance, "PRUNE_EVERY", 0.5)
+    done = asyncio.Event()
+
+    async def process(id: str) -> None:
+        done.set()
+
+    await manager.start_processor(process)
+    await until(lambda: worker_runs(manager))
+    await asyncio.sleep(1)  # the first look has nothing to compare with
+    await redis.hset(f"{prefix}:meta", "paused", "1")
+    id = await old.enqueue({"script": "x"})
+    await until(lambda: redis.xlen(f"{prefix}:stream"), what="found")
+    await redis.hset(f"{prefix}:msg:{id}", "status", "processing")  # as the old worker begins
+    await redis.hdel(f"{prefix}:meta", "paused")
+    await asyncio.wait_for(done.wait(), 5)
+    words = "1 claimed_elsewhere (an old worker runs beside the new ones?)"
+    await until(lambda: words in caplog.text, what="said")
+    assert (await manager.get_stats())["outside_claimed_elsewhere"] == 1
     await manager.stop_processor()
 
 
