@@ -22,8 +22,9 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 
 HEAD = """\
-| fault | what | runs | accepted | lost (at risk) | duplicates (allowed) | longest recovery | verdict | measured |
-|---|---|---|---|---|---|---|---|---|
+| fault | what | runs | accepted | lost | forgotten by the server (at risk) | duplicates (allowed) | longest recovery \
+| verdict | measured |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -69,10 +70,11 @@ def _measured(server: str) -> str:
 def _line(row: Row, measured: str) -> str:
     verdict = "**fails**: " + "; ".join(_cell(reason) for reason in row.broken) if row.broken else "holds"
     recovery = f"{row.recovery:.1f} s" if row.recovery else "-"
+    forgotten = f"{row.forgotten:,} ({row.at_risk:,})" if row.at_risk else "-"
     fault = row.scenario
     cells = [
         fault.number, f"{_cell(fault.what)} <!-- {fault.name} -->", f"{row.runs:,}", f"{row.accepted:,}",
-        f"{row.lost:,} ({row.at_risk:,})", f"{row.duplicates:,} ({row.allowed:,})", recovery, verdict, measured,
+        f"{row.lost:,}", forgotten, f"{row.duplicates:,} ({row.allowed:,})", recovery, verdict, measured,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

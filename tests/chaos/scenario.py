@@ -40,6 +40,7 @@ class Row(NamedTuple):
     runs: int
     accepted: int
     lost: int
+    forgotten: int
     at_risk: int
     duplicates: int
     allowed: int
@@ -84,8 +85,8 @@ async def run(scenario: Scenario, server: str, *, full: bool) -> Row:
             await nursery.close()
     tally = lab.tally
     return Row(
-        scenario, tally.runs, tally.accepted, tally.lost, tally.at_risk, tally.duplicates, tally.allowed,
-        tally.recovery, time.monotonic() - began, list(dict.fromkeys(tally.broken)),
+        scenario, tally.runs, tally.accepted, tally.lost, tally.forgotten, tally.at_risk, tally.duplicates,
+        tally.allowed, tally.recovery, time.monotonic() - began, list(dict.fromkeys(tally.broken)),
     )  # fmt: skip
 
 

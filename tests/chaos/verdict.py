@@ -40,6 +40,7 @@ class Verdict(msgspec.Struct):
 
     accepted: int
     lost: list[str]
+    forgotten: int
     at_risk: int
     """Accepted ids that the server may lose by its own rules."""
     duplicates: int
@@ -56,6 +57,7 @@ class Tally(msgspec.Struct):
     runs: int = 0
     accepted: int = 0
     lost: int = 0
+    forgotten: int = 0
     at_risk: int = 0
     duplicates: int = 0
     allowed: int = 0
@@ -65,6 +67,7 @@ class Tally(msgspec.Struct):
     def add(self, verdict: Verdict) -> None:
         self.accepted += verdict.accepted
         self.lost += len(verdict.lost)
+        self.forgotten += verdict.forgotten
         self.at_risk += verdict.at_risk
         self.duplicates += verdict.duplicates
         self.allowed += verdict.allowed
@@ -109,9 +112,10 @@ async def judge(
     state = await _state(lane)
     accepted, ended = lane.ledger.ids("accepted"), lane.ledger.ids("end")
 
-    lost = sorted(accepted - ended - state.placed - set(gone))
-    if unexpected := sorted(set(lost) - set(at_risk)):
-        broken.append(f"I1: {len(unexpected)} lost, {', '.join(unexpected[:3])} among them")
+    missing, risked = accepted - ended - state.placed - set(gone), accepted & set(at_risk)
+    lost = sorted(missing - risked)
+    if lost:
+        broken.append(f"I1: {len(lost)} lost, {', '.join(lost[:3])} among them")
     broken += await _bodies_and_places(lane, state, set(bodies_of))
 
     runs = lane.ledger.runs()
@@ -135,7 +139,7 @@ async def judge(
     if longest > limit:
         broken.append(f"I7: recovery took {longest:.2f} s, {limit:g} s are allowed")
     broken += [f"I8: {fault}" for worker in lane.workers for fault in _faults_of(worker, quiet)]
-    return Verdict(len(accepted), lost, len(accepted & set(at_risk)), repeated, duplicates, longest, broken)
+    return Verdict(len(accepted), lost, len(missing & risked), len(risked), repeated, duplicates, longest, broken)
 
 
 # ---- what Redis holds
