@@ -42,6 +42,9 @@ local function count_edit(body, elsewhere)
   end  -- else an old producer has put it into line, as documented
 end
 
+-- An old producer's hash that has no end gets one.
+local function old_life(id) return number(life_of(id, adopted_ttl)) or adopted_ttl end
+
 local function adopt(id, body)
   local letter, old = letter_of(body), live_entry(body)
   if old then drop_entry(letter, old) end
@@ -50,7 +53,7 @@ local function adopt(id, body)
   count_edit(body, call('ZREM', RETRY, id) + call('ZREM', SCHEDULED, id) + call('ZREM', DLQ, id))
   call('ZREM', BODILESS, id)
   if body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
-  local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil  -- an old producer's hash gets the documented one
+  local ttl = body._sq_ttl or (not body._sq_types and old_life(id)) or nil
   if ttl then call('HSET', message_key(id), '_sq_ttl', ttl) end
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
   call('HDEL', message_key(id), '_sq_owner')
@@ -63,8 +66,10 @@ end
 local function is_well(id)
   local seen = try('HMGET', message_key(id), 'timestamp', '_sq_entry')
   if failed(seen) or not seen[1] or not seen[2] then return false end
-  local letter, ms, seq = string.match(seen[2], '^([hnl])(%d+)%-(%d+)$')
-  return letter and lives(letter, string.sub(seen[2], 2), tonumber(ms), tonumber(seq))
+  local body = {_sq_entry = seen[2]}
+  local entry = live_entry(body)
+  local ms, seq = string.match(entry or '', '^(%d+)%-(%d+)$')
+  return entry and lives(letter_of(body), entry, tonumber(ms), tonumber(seq))
 end
 
 local function look_at(id)

@@ -59,6 +59,16 @@ async def test_an_adopted_hash_gets_a_time_to_live(queue: Queue):
     assert (await queue.table())["ttl"] == {"msg:a": 3600}
 
 
+async def test_an_adopted_hash_keeps_a_longer_life(queue: Queue):
+    """The documented ``default_ttl`` may be set."""
+    await queue.old("a", ttl=86_400)
+    await queue.quick_look()
+    assert (await queue.table())["ttl"] == {"msg:a": 86_400}
+    (lease,) = await queue.claim()
+    await queue.release(lease)
+    assert (await queue.table())["ttl"] == {"msg:a": 86_400}
+
+
 async def test_an_adopted_message_is_found_by_its_user_where_the_queue_asks_for_that(queue: Queue):
     await queue.transitions.index_users()
     await queue.old("a", user_id="u1")
@@ -313,15 +323,16 @@ async def test_at_maxmemory_outsiders_messages_are_adopted_still(small: Queue):
 
 
 async def test_damaged_messages_stop_nobody(queue: Queue):
-    for id in ("a", "b", "c", "d"):
+    for id in ("a", "b", "c", "d", "e"):
         await queue.old(id)
     await queue.redis.hset(queue.keys.message("a"), mapping={"retry_count": "x", "status": "\xff", "timestamp": "soon"})
     await queue.redis.hset(
         queue.keys.message("b"), mapping={"_sq_ttl": "inf", "_sq_entry": "h0", "dedup_key": "x" * 999}
     )
     await queue.redis.hdel(queue.keys.message("c"), "timestamp")
-    assert await queue.full_pass() == (3, 0, 1)
-    assert {lease.id for lease in await queue.claim(count=5)} == {"a", "b", "d"}
+    await queue.redis.hset(queue.keys.message("e"), "_sq_entry", f"n{'9' * 30}-1")
+    assert await queue.full_pass() == (4, 0, 1)
+    assert {lease.id for lease in await queue.claim(count=5)} == {"a", "b", "d", "e"}
 
 
 async def test_telling_a_message_apart_from_its_namesake_in_binary(queue: Queue):

@@ -8,6 +8,7 @@
 --- include restart
 --- include survey
 local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
+local KNOWS_GT = redis.REDIS_VERSION_NUM ~= nil  -- both came with Redis 7.0
 local last = {}
 for i, letter in ipairs(PRIORITIES) do last[letter] = ARGV[4 + i] end
 
@@ -35,7 +36,7 @@ end
 
 -- What somebody requeued by hand starts anew.
 local function enter(id, body, letter, old, score)
-  local ttl = body._sq_ttl or (not body._sq_types and adopted_ttl) or nil
+  local ttl = body._sq_ttl or (not body._sq_types and life_of(id, adopted_ttl)) or nil
   if ttl then
     give_entry(id, letter, old, 'status', 'queued', '_sq_ttl', ttl)
   else
@@ -50,15 +51,19 @@ local function enter(id, body, letter, old, score)
 end
 
 -- Nearly all of an old queue: a hash that the engine never saw. What `enter` asks of others is known of it: no more of it
--- is read, and it is moved in as fast as can be. Its time to live is the documented one, from now on.
+-- is read, and it is moved in as fast as can be. Its time to live is the documented one, or what it has left.
 local function enter_unknown(id, score)
   local key = message_key(id)
   local seen = try('HMGET', key, 'timestamp', '_sq_entry', 'user_id')
   if not seen[1] or seen[2] then return false end
   local entry = call('XADD', STREAMS.n, '*', 'id', id)
-  call('HSET', key, '_sq_entry', 'n' .. entry, 'status', 'queued', '_sq_ttl', adopted_ttl)
-  call('EXPIRE', key, adopted_ttl)
-  index_user({user_id = seen[3]}, id, score, adopted_ttl)
+  local ttl = adopted_ttl
+  if not KNOWS_GT or call('EXPIRE', key, ttl, 'GT') == 0 then
+    ttl = life_of(id, adopted_ttl)
+    arm_body(id, ttl)
+  end
+  call('HSET', key, '_sq_entry', 'n' .. entry, 'status', 'queued', '_sq_ttl', ttl)
+  index_user({user_id = seen[3]}, id, score, ttl)
   last.n = entry
   entered = entered + 1
   return true

@@ -6,7 +6,8 @@
 --- include house
 --- include place
 --- include survey
-local queue, cursor, limit, adopted_ttl, dead_letter_ttl = ARGV[1], ARGV[2], number(ARGV[3], 500), ARGV[4], ARGV[5]
+local queue, cursor, limit = ARGV[1], ARGV[2], number(ARGV[3], 500)
+local adopted_ttl, dead_letter_ttl = number(ARGV[4]), ARGV[5]
 local SET = ({retry = RETRY, scheduled = SCHEDULED, dlq = DLQ})[queue]
 local BEFORE = {retry = {MAIN}, scheduled = {MAIN, RETRY}, dlq = {MAIN, RETRY, SCHEDULED}}
 
@@ -32,9 +33,12 @@ end
 
 local function keep_waiting(id, body, due)
   if body._sq_types or body._sq_ttl then return end
-  call('HSET', message_key(id), '_sq_ttl', adopted_ttl, '_sq_entry', letter_of(body))
-  arm_body(id, adopted_ttl, math.max(0, number(due, now) - now))
-  index_user(body, id, due, adopted_ttl, math.max(0, number(due, now) - now))
+  local until_due = math.max(0, number(due, now) - now)
+  local life = number(life_of(id, adopted_ttl + until_due))
+  local ttl = life and math.max(adopted_ttl, math.floor(life - until_due)) or ''
+  call('HSET', message_key(id), '_sq_ttl', ttl, '_sq_entry', letter_of(body))
+  arm_body(id, ttl, until_due)
+  index_user(body, id, due, ttl, until_due)
   kept = kept + 1
 end
 

@@ -26,9 +26,10 @@ local function letter_of(body)
   local letter = body and body._sq_entry and string.sub(body._sq_entry, 1, 1)
   return STREAMS[letter] and letter or 'n'
 end
+-- What Redis would not take for an entry's id, somebody wrote there: in the middle of a script it would be an error.
 local function live_entry(body)
-  local entry = body and body._sq_entry and string.sub(body._sq_entry, 2)
-  if entry and string.match(entry, '^%d+%-%d+$') then return entry end
+  local ms, seq = string.match(body and body._sq_entry or '', '^[hnl](%d+)%-(%d+)$')
+  if ms and #ms <= 19 and #seq <= 19 then return ms .. '-' .. seq end
 end
 
 -- Streams are shared with other programs: whether the entry is still there is asked, never assumed.
@@ -97,6 +98,13 @@ local function arm_body(id, ttl, until_due)
   else
     call('PERSIST', message_key(id))
   end
+end
+
+-- How long an old producer's message lives: the documented time, or what it has left where that is longer; an empty text
+-- where it has no end.
+local function life_of(id, documented)
+  local left = call('TTL', message_key(id))
+  return left == -1 and '' or math.max(left, number(documented))
 end
 
 -- What an outsider took out of the line gets an end; it keeps an earlier one, and needs none while it waits elsewhere.
