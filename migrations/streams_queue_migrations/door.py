@@ -13,6 +13,9 @@ PAGE = 500
 _NO_WORKERS = (b"returned", b"parked", b"suspects")
 """Consumers that only keep what waits (``lua/include/house.lua``)."""
 
+_SHA1 = "[0-9a-f]" * 40
+"""A pattern: an application may well have keys ``P:user:...`` of its own."""
+
 _HOME = __name__.rpartition(".")[0]
 _LAST = ("last_h", "last_n", "last_l")
 
@@ -160,7 +163,7 @@ class Door(Transitions):
     async def dismantle(self) -> None:
         """Delete the engine's own keys."""
         await self._run(DISMANTLE, (), (), [self.keys.maintainer])
-        async for keys in self.scan(f"{self.keys.prefix}:user:*"):
+        async for keys in self.scan(f"{self.keys.prefix}:user:{_SHA1}", kind="zset"):
             await self.command("UNLINK", *keys)
 
     # ---- plain reads
@@ -207,15 +210,15 @@ class Door(Transitions):
                         ]
         return found
 
-    async def head(self, count: int) -> list[str]:
-        """The first ids of main."""
-        return [_text(id) for id in await self.command("ZRANGE", self.keys.main, 0, count - 1)]
+    async def head(self, set: str, count: int) -> list[str]:
+        """The first ids of the set with this key."""
+        return [_text(id) for id in await self.command("ZRANGE", set, 0, count - 1)]
 
-    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Every key like this, some at a time; one may come twice. Reads the whole database."""
+    async def scan(self, pattern: str, kind: str | None = None) -> AsyncIterator[list[bytes]]:
+        """Every key like this (of this type), some at a time; one may come twice. Reads the whole database."""
         with self._translated():
             batch: list[bytes] = []
-            async for key in self.connection.client.scan_iter(pattern, count=BATCH):
+            async for key in self.connection.client.scan_iter(pattern, count=BATCH, _type=kind):
                 batch.append(key)
                 if len(batch) == BATCH:
                     yield batch

@@ -6,7 +6,7 @@ from streams_queue.queue import Queue
 from streams_queue_migrations.census import take_census
 from streams_queue_migrations.door import Door
 from streams_queue_migrations.model import Plan, Progress
-from streams_queue_migrations.preflight import BYTES_PER_MESSAGE, preflight
+from streams_queue_migrations.preflight import bytes_needed, preflight
 
 WATCH = 2.0
 """Seconds that the head of the line is watched for signs of old workers."""
@@ -30,5 +30,5 @@ async def plan(queue: Queue[Any], progress: Progress, *, watch: float = WATCH) -
         censuses=censuses,
         findings=findings,
         migrated_at=float(meta["migrated_at"]) if "migrated_at" in meta else None,
-        bytes_needed=without_entry * BYTES_PER_MESSAGE,
+        bytes_needed=bytes_needed(queue.keys.prefix, without_entry),
     )

@@ -10,13 +10,24 @@ from streams_queue_migrations.model import Finding
 OURS = "streams-queue"
 """The owner's name that this code's chat workers give the global lock."""
 
-BYTES_PER_MESSAGE = 150
+CHAT = "chat_api"
+"""The prefix of the chat queue, whose messages are found by their user too."""
+
+_BYTES_PER_MESSAGE = 150
 """What a stream entry and the fields of the engine take, measured with ids of 36 characters on Valkey 9.1."""
+
+_BYTES_PER_USER = 150
+"""What a user's index takes, measured likewise."""
 
 _HEAD = 200
 """Ids at the head of main that are watched: an old worker takes the first."""
 
-_KINDS: Mapping[str, str] = {"stream": "stream", "stats": "hash", "meta": "hash"}
+_KINDS: Mapping[str, str] = {"stats": "hash", "meta": "hash"}
+
+
+def bytes_needed(prefix: str, messages: int) -> int:
+    """Memory that moving in so many messages of main will take at most, estimated."""
+    return messages * (_BYTES_PER_MESSAGE + (_BYTES_PER_USER if prefix == CHAT else 0))
 
 
 async def preflight(door: Door, *, watch: float) -> list[Finding]:
@@ -30,8 +41,9 @@ async def preflight(door: Door, *, watch: float) -> list[Finding]:
         return wrong  # nothing else can be read then
     sizes = await door.sizes()
     return [
+        *await _strangers(door),
         *await _server(door),
-        *await _memory(door, sizes["main"]),
+        *await _memory(door, max(0, sizes["main"] - sizes["entries"])),
         *await _old_workers(door, watch),
         *await _new_workers(door),
     ]
@@ -56,6 +68,22 @@ def _kind_of(door: Door, key: str) -> str:
     return _KINDS.get(key.rpartition(":")[2], "zset")
 
 
+async def _strangers(door: Door) -> list[Finding]:
+    """Sets of these names alone make no queue of ours: all of their ids would be set aside."""
+    keys = door.keys
+    ids = [id for set in (keys.main, keys.retry, keys.dlq) for id in await door.head(set, _HEAD)]
+    if not ids or (await door.stats()).counters or await door.command("EXISTS", *map(keys.message, ids)):
+        return []
+    return [
+        Finding(
+            "stranger",
+            refuses=True,
+            what=f"no id has a body, {ids[0]} for one, and {keys.stats} counts nothing: another program's",
+            remedy="look at it; if it is a queue, going on sets all ids without a body aside",
+        )
+    ]
+
+
 async def _server(door: Door) -> list[Finding]:
     """What a worker would call a danger: with more to write it is a greater one."""
     return [
@@ -68,7 +96,7 @@ async def _server(door: Door) -> list[Finding]:
 async def _memory(door: Door, messages: int) -> list[Finding]:
     memory = await door.connection.ask("INFO", "memory", near=door.keys.main) or {}
     limit, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
-    needed, free = messages * BYTES_PER_MESSAGE, max(0, limit - used)
+    needed, free = bytes_needed(door.keys.prefix, messages), max(0, limit - used)
     if not limit or needed <= free:
         return []
     return [
@@ -93,7 +121,7 @@ async def _old_workers(door: Door, watch: float) -> list[Finding]:
                 remedy=f"{remedy}; the lock of one that died runs out by itself, or DEL {door.keys.global_lock}",
             )
         ]
-    before = await _old_work(door, await door.head(_HEAD))
+    before = await _old_work(door, await door.head(door.keys.main, _HEAD))
     await asyncio.sleep(watch)
     after = await _old_work(door, list(before))
     moved = [id for id, stage in after.items() if stage and stage != before[id]]

@@ -50,6 +50,23 @@ async def test_nothing_to_say_about_a_quiet_queue(queue: Queue[Any], state: OldS
     assert await findings(queue, watch=0.05) == {}
 
 
+async def test_sets_of_another_program_are_left_alone_unless_forced(queue: Queue[Any], client: Any, state: OldState):
+    client.zadd(queue.keys.dlq, {"theirs": 1})
+    before = exact(client)
+    with pytest.raises(MigrationError, match=r"no id has a body, theirs for one.*another program's"):
+        await move(queue)
+    assert exact(client) == before
+    state.count("total_messages")
+    state.flush()
+    assert await findings(queue) == {}, "a queue whose bodies have all run out"
+    client.delete(queue.keys.stats)
+    state.body("theirs")
+    state._pipeline.execute()
+    assert await findings(queue) == {}, "a queue whose counters were deleted"
+    client.delete(queue.keys.message("theirs"))
+    assert (await move_clean(queue, force=True)).set_aside == {"dlq": 1}
+
+
 async def test_a_server_that_evicts_is_refused_unless_forced(small: Queue[Any], small_server: servers.Server):
     with small_server.sync_client(decode_responses=False) as client:
         state = OldState(client, "small")
@@ -81,6 +98,9 @@ async def test_too_little_memory_is_refused_unless_forced(small: Queue[Any], sma
         assert not client.exists("small:meta", "small:stream")
         client.config_set("maxmemory", "1gb")
         assert await findings(small) == {}
+        await move_clean(small)
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + free)
+        assert not (await move_clean(small)).changed, "what is moved needs no more"
 
 
 async def test_memory_that_runs_out_on_the_way_leaves_a_queue_that_the_next_run_moves(
@@ -195,8 +215,9 @@ async def test_a_finished_message_of_the_engine_is_no_sign_of_old_workers(queue:
 
 
 async def test_discover_finds_every_old_queue(queue: Queue[Any], client: Any):
-    for prefix, name in {"b": "main", "a:b": "dlq", "{c}": "retry"}.items():
+    for prefix, name in {"b": "main", "a:b": "dlq", "{c}": "retry", "d": "scheduled", "e\n f": "main"}.items():
         client.zadd(f"{prefix}:queue:{name}", {"x": 1})
+        client.expire(f"{prefix}:queue:{name}", 100)
     client.set("no:queue:mainly", "x", ex=100)
     client.set("queue:main", "x", ex=100)
-    assert await discover(queue.connection) == ["a:b", "b", "{c}"]
+    assert await discover(queue.connection) == ["a:b", "b", "d", "e\n f", "{c}"]

@@ -193,6 +193,16 @@ async def test_enter_gives_a_new_entry_to_what_died_with_its_consumer(prepared: 
     assert table["msg:a"] == body("a", "queued", _sq_deliveries="1")
 
 
+async def test_an_entry_s_id_that_is_none_stops_nobody(prepared: Moving):
+    for n, entry in enumerate((f"n{'9' * 30}-1", f"h1-{'9' * 30}", "n-1", "x1-1", "n1-", "")):
+        await prepared.old(f"m{n}", _sq_entry=entry)
+    found = (await prepared.door.look_at("main", START, NO_ENTRIES, samples=0, texts=True)).found
+    assert found["no_entry"] == 6
+    assert (await prepared.enter()).entered == 6
+    assert set((await prepared.table())["stream"]) == {f"m{n}" for n in range(6) if n != 1}
+    assert (await prepared.stripped("main")).prioritised == 1
+
+
 async def test_enter_starts_anew_what_the_engine_knew_and_an_operator_requeued(prepared: Moving):
     await prepared.transitions.join("w1", 30.0)
     await prepared.dead("a", unique="k")
@@ -211,12 +221,33 @@ async def test_enter_indexes_users_where_the_queue_asks_for_it(moving: Moving):
     now = await moving.now()
     await moving.old("b", score=now - 1, user_id="u1")
     await moving.old("a", score=now - 2, user_id="u1")
-    await moving.old("c", score=now, user_id="u2", ttl=None)
+    await moving.old("c", score=now, user_id="u2", ttl=90_000)
     await moving.old("d", score=now)
     await moving.enter()
     table = await moving.table()
     assert (table["user:u1"], table["user:u2"]) == (["a", "b"], ["c"])
-    assert table["ttl"]["user:u1"] == table["ttl"]["user:u2"] == table["ttl"]["msg:c"] == 3600
+    assert table["ttl"]["user:u1"] == 3600
+    assert table["ttl"]["user:u2"] == table["ttl"]["msg:c"] == 90_000, "as long as its messages"
+
+
+async def test_enter_shortens_no_life(prepared: Moving):
+    """The old code's ``default_ttl`` could be set; what was rolled back may have no end."""
+    now, lives = await prepared.now(), {"short": 100, "documented": 3600, "day": 86_400, "endless": None}
+    for n, (id, ttl) in enumerate(lives.items()):
+        await prepared.old(id, score=now - 100 + n, ttl=ttl)
+    await prepared.enter()
+    expected = {"short": 3600, "documented": 3600, "day": 86_400, "endless": -1}
+    for _ in ("as it was moved in", "handed back by a worker"):
+        left = {id: await prepared.redis.ttl(prepared.keys.message(id)) for id in lives}
+        assert left == pytest.approx(expected, abs=5)
+        await prepared.transitions.join("w1", 30.0)
+        for delivery in (await prepared.transitions.claim("w1", 10)).deliveries:
+            await prepared.transitions.release("w1", [delivery.lease])
+    await prepared.redis.delete(*prepared.keys.streams.values())
+    await prepared.prepare()
+    assert (await prepared.enter()).entered == 4
+    left = {id: await prepared.redis.ttl(prepared.keys.message(id)) for id in lives}
+    assert left == pytest.approx(expected, abs=5), "given entries once more"
 
 
 async def test_enter_goes_on_at_its_cursor_whatever_left_behind_it(prepared: Moving):
@@ -252,6 +283,20 @@ async def test_keep_a_retry_where_it_stands_for_as_long_as_it_waits(prepared: Mo
         "ttl": {"msg:a": 4000},
     }
     assert (await prepared.keep("retry"))[1:] == (1, 0, 0, 0), "once"
+
+
+@pytest.mark.parametrize(
+    ("ttl", "left", "own"), [(50, 4000, "3600"), (3700, 4000, "3600"), (9000, 9000, "8600"), (None, -1, "")]
+)
+async def test_keep_shortens_no_retry_s_life(prepared: Moving, ttl: int | None, left: int, own: str):
+    await prepared.old("a", ttl=ttl, status="retry")
+    await prepared.redis.zrem(prepared.keys.main, "a")
+    await prepared.redis.zadd(prepared.keys.retry, {"a": await prepared.now() + 400})
+    assert (await prepared.keep("retry")).kept == 1
+    assert await prepared.redis.ttl(prepared.keys.message("a")) == pytest.approx(left, abs=5)
+    found = await prepared.redis.hget(prepared.keys.message("a"), "_sq_ttl")
+    assert found == own or int(found) == pytest.approx(int(own), abs=5)
+    assert (await prepared.keep("retry")).kept == 0
 
 
 @pytest.mark.parametrize("due", [float("inf"), float("-inf"), 1.7e12, -1.0])
@@ -486,6 +531,18 @@ async def test_dismantle_deletes_what_is_the_engine_s_and_keeps_the_record_of_wh
     await prepared.redis.set(prepared.keys.maintainer, "w1", ex=100)
     await prepared.door.dismantle()
     assert set(await prepared.table()) == {"queue:main", "msg:a", "lost", "stats"}
+
+
+async def test_dismantle_leaves_what_an_application_keeps_under_the_same_prefix(prepared: Moving):
+    own = {f"{prepared.keys.prefix}:user:{name}" for name in ("42", "0" * 40, "a:queue:main")}
+    await prepared.enqueue("a", index_users=True, user_id="u1")
+    for key in own:
+        await prepared.redis.set(key, "the application's", ex=100)
+    await prepared.redis.zadd(f"{prepared.keys.prefix}:user:friends", {"u1": 1})
+    await prepared.redis.expire(f"{prepared.keys.prefix}:user:friends", 100)
+    await prepared.door.dismantle()
+    left = set(await prepared.redis.keys(f"{prepared.keys.prefix}:user:*"))
+    assert left == own | {f"{prepared.keys.prefix}:user:friends"}
 
 
 # ---- keys of another type
