@@ -78,6 +78,29 @@ async def test_what_arrives_meanwhile_is_neither_lost_nor_doubled(
     assert client.zcard(queue.keys.main) == client.xlen(queue.keys.streams["n"]) == 0
 
 
+async def test_many_producers_that_never_rest_leave_the_sums_right(queue: Queue[Any], server, state: OldState):
+    """At any moment some of them have added a message and not counted it yet."""
+    for n in range(1000):
+        state.queued(f"m{n}", 1e9 + n)
+    state.flush()
+    go_on = True
+
+    async def produce(name: int) -> None:
+        async with server.client() as client:
+            producer = OldProducer(client, queue.keys.prefix)
+            for n in itertools.count():
+                if not go_on:
+                    return
+                await producer.enqueue({"request_id": f"{name}-{n}"})
+
+    working = asyncio.gather(*(produce(name) for name in range(40)))
+    await until(lambda: queue.position("39-0"), what="all being at it")
+    results = [await move(queue) for _ in range(3)]
+    go_on = False
+    await working
+    assert [failures(applied.verified.checks) for applied in results] == [[], [], []]
+
+
 async def test_workers_that_start_meanwhile_take_each_message_once(
     queue: Queue[Any], redis: Any, client, state: OldState
 ):
