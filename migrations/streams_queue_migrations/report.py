@@ -1,7 +1,10 @@
 """What a migration leaves in files: its report, and the ids that it set aside."""
 
+import json
 import re
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +28,27 @@ class Report:
     """
 
     def __init__(self, directory: Path, prefix: str) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", prefix)
         self.path = directory / f"streams-queue-migration-{name}-{stamp}.json"
         self.set_aside_path = self.path.with_suffix(".set-aside.jsonl")
-        try:
+        with self._writing():
             self.path.touch()
-        except OSError as error:
-            raise ConfigurationError(f"the report cannot be written to {self.path}: {error.strerror}") from error
+            self.path.unlink()
 
     def set_aside(self, id: str, queue: str) -> None:
         """Note an id that has no body, and the set that it stood in."""
-        with self.set_aside_path.open("ab") as file:
-            file.write(msgspec.json.encode({"id": _printable(id), "queue": queue}) + b"\n")
+        with self._writing(), self.set_aside_path.open("a") as file:
+            file.write(json.dumps({"id": id, "queue": queue}) + "\n")
 
     def write(self, result: Any) -> None:
         """Note what was done."""
-        self.path.write_bytes(msgspec.json.format(msgspec.json.encode(result, enc_hook=str), indent=2) + b"\n")
+        with self._writing():
+            self.path.write_text(json.dumps(msgspec.to_builtins(result), indent=2) + "\n")
 
-
-def _printable(id: str) -> str:
-    """An id that is in no encoding, with what cannot be written escaped."""
-    return id.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(f"the report cannot be written to {self.path}: {error.strerror}") from error

@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from streams_queue.cli.options import PREFIX, DryRun, Json, Prefix, Url, Yes, on_queue
+from streams_queue.cli.options import PREFIX, DryRun, Json, Prefix, Url, Yes, on_queue, run_on_queue
 from streams_queue.cli.output import Column, Listing, confirm, print_json, remark, say
-from streams_queue.cli.terminal import FAILED, fail, fail_by
+from streams_queue.cli.terminal import FAILED, code_of, complain, fail, fail_by
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
+from streams_queue.queue import Queue
 from streams_queue.settings import Settings
 from streams_queue_migrations import (
     Applied,
@@ -43,7 +44,8 @@ Examples:
 
 \b
 Stop the workers of the old code first; producers may go on. It may be killed
-at any moment and run again. The guide: docs/migrating.md.
+at any moment and run again. Where one queue fails the others are done all the
+same; the highest of their exit codes counts. The guide: docs/migrating.md.
 
 \b
 Exit codes:
@@ -94,22 +96,28 @@ def migrate(
     """Move queues of the older, sorted-set kind in; or back out again."""
     if dry_run and rollback:
         fail("--dry-run and --rollback do not go together: going back is safe to try, and to undo by migrating again")
-    if bool(prefix) == every:
+    if prefix and every:
+        fail(f"--all and --prefix do not go together, nor --all and {PREFIX}: take one")
+    if not prefix and not every:
         fail(f"which queues? Name them by --prefix or {PREFIX}, or take --all")
     prefixes = _found(url) if every else list(dict.fromkeys(prefix or ()))
-    if rollback:
+    if rollback and prefixes:
         confirm(f"roll back {', '.join(prefixes)}", yes=yes)
-    with _steps() as show:
-        results = [_one(name, url, show, dry_run, rollback, force, report) for name in prefixes]
+    results = []
+    for name in prefixes:
+        with _steps() as show:
+            result = _one(name, url, show, dry_run, rollback, force, report)
+        results.append(result)
+        if isinstance(result, Failed):
+            complain(result.error)
+        elif not as_json:
+            _tell(result)
     if as_json:
         print_json([_document(result) for result in results])
-    else:
-        for result in results:
-            _tell(result)
-    if not results:
+    elif not results:
         say("no queue was found")
-    if any(not _is_well(result) for result in results):
-        raise typer.Exit(FAILED)
+    if code := max((_code_of(result) for result in results), default=0):
+        raise typer.Exit(code)
 
 
 def verify(prefix: Prefix = None, url: Url = None, as_json: Json = False) -> None:
@@ -142,35 +150,55 @@ async def _discovered(connection: Connection) -> list[str]:
 Show = Callable[[str], Callable[[str, int, int], None]]
 
 
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a queue where nothing could be done; others go on."""
+
+    prefix: str
+    error: str
+    code: int
+
+
+Result = Plan | Applied | RolledBack | Verified | Failed
+
+
 def _one(
     prefix: str, url: str | None, show: Show, dry_run: bool, rollback: bool, force: bool, directory: Path
-) -> Plan | Applied | RolledBack:
-    if dry_run:
-        return on_queue(prefix, url, lambda queue: plan(queue, show(prefix)))
-    if rollback:
-        return on_queue(prefix, url, lambda queue: roll_back(queue, show(prefix), force=force))
-    report = Report(directory, prefix)
-    applied = on_queue(prefix, url, lambda queue: apply(queue, show(prefix), report.set_aside, force=force))
-    report.write(applied)
-    remark(f"report: {report.path}")
-    return applied
+) -> Result:
+    async def job(queue: Queue[Any]) -> Result:
+        if dry_run:
+            return await plan(queue, show(prefix))
+        if rollback:
+            return await roll_back(queue, show(prefix), force=force)
+        report = Report(directory, prefix)
+        applied = await apply(queue, show(prefix), report.set_aside, force=force)
+        report.write(applied)
+        remark(f"report: {report.path}")
+        return applied
+
+    try:
+        return run_on_queue(prefix, url, job)
+    except StreamsQueueError as error:
+        return Failed(prefix=prefix, error=str(error), code=code_of(error))
 
 
-def _document(result: Plan | Applied | RolledBack | Verified) -> dict[str, Any]:
+def _document(result: Result) -> dict[str, Any]:
     """The result as JSON, its verdict included."""
-    return {**msgspec.to_builtins(result), "well": _is_well(result)}
+    return {**msgspec.to_builtins(result), "well": not _code_of(result)}
 
 
-def _is_well(result: Plan | Applied | RolledBack | Verified) -> bool:
+def _code_of(result: Result) -> int:
     match result:
+        case Failed():
+            return result.code
         case Plan():
-            return not result.refusals
+            is_well = not result.refusals
         case Applied():
-            return result.verified.clean
+            is_well = result.verified.clean
         case Verified():
-            return result.clean
+            is_well = result.clean
         case RolledBack():
-            return True
+            is_well = True
+    return 0 if is_well else FAILED
 
 
 # ---- for people

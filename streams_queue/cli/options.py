@@ -47,12 +47,20 @@ def queue_name(prefix: str | None) -> str:
 
 def on_queue(prefix: str | None, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
     """Open the queue, do the job, close the queue. An error of ours ends the command with its exit code."""
-    name = queue_name(prefix)
-    log_to_stderr(LogLevel.WARNING)
     try:
-        return asyncio.run(_opened(name, url, job))
+        return run_on_queue(queue_name(prefix), url, job)
     except StreamsQueueError as error:
         fail_by(error)
+
+
+def run_on_queue(prefix: str, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
+    """As `on_queue`, for who has more to do after an error.
+
+    Raises:
+        StreamsQueueError: whatever the job, or opening the queue, raised.
+    """
+    log_to_stderr(LogLevel.WARNING)
+    return asyncio.run(_opened(prefix, url, job))
 
 
 async def _opened(prefix: str, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:

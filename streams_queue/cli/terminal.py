@@ -55,18 +55,28 @@ def printable(text: str) -> str:
     )
 
 
+def complain(text: str) -> None:
+    """Print an error of one line."""
+    typer.echo(f"error: {printable(text)}", err=True)
+
+
 def fail(text: str, code: int = MISUSED) -> NoReturn:
     """End the command with an error of one line."""
-    typer.echo(f"error: {printable(text)}", err=True)
+    complain(text)
     raise typer.Exit(code)
 
 
 def fail_by(error: StreamsQueueError) -> NoReturn:
     """End the command by the error, with the exit code that its kind has."""
+    fail(str(error), code_of(error))
+
+
+def code_of(error: StreamsQueueError) -> int:
+    """The exit code that an error's kind has."""
     match error:
         case ConfigurationError() | UnsupportedServer() | InvalidMessage():
-            fail(str(error), MISUSED)
+            return MISUSED
         case QueueUnavailable():
-            fail(str(error), UNREACHABLE)
+            return UNREACHABLE
         case _:
-            fail(str(error), FAILED)
+            return FAILED
