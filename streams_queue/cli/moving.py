@@ -105,8 +105,7 @@ def migrate(
         confirm(f"roll back {', '.join(prefixes)}", yes=yes)
     results = []
     for name in prefixes:
-        with _steps() as show:
-            result = _one(name, url, show, dry_run, rollback, force, report)
+        result = _one(name, url, dry_run, rollback, force, report)
         results.append(result)
         if isinstance(result, Failed):
             complain(result.error)
@@ -147,7 +146,8 @@ async def _discovered(connection: Connection) -> list[str]:
         await connection.close()
 
 
-Show = Callable[[str], Callable[[str, int, int], None]]
+Step = Callable[[str, int, int], None]
+Show = Callable[[str], Step]
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,24 +161,25 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 Result = Plan | Applied | RolledBack | Verified | Failed
 
 
-def _one(
-    prefix: str, url: str | None, show: Show, dry_run: bool, rollback: bool, force: bool, directory: Path
-) -> Result:
-    async def job(queue: Queue[Any]) -> Result:
+def _one(prefix: str, url: str | None, dry_run: bool, rollback: bool, force: bool, directory: Path) -> Result:
+    async def job(queue: Queue[Any], step: Step) -> tuple[Result, Path | None]:
         if dry_run:
-            return await plan(queue, show(prefix))
+            return await plan(queue, step), None
         if rollback:
-            return await roll_back(queue, show(prefix), force=force)
+            return await roll_back(queue, step, force=force), None
         report = Report(directory, prefix)
-        applied = await apply(queue, show(prefix), report.set_aside, force=force)
+        applied = await apply(queue, step, report.set_aside, force=force)
         report.write(applied)
-        remark(f"report: {report.path}")
-        return applied
+        return applied, report.path
 
     try:
-        return run_on_queue(prefix, url, job)
+        with _steps() as show:
+            result, report = run_on_queue(prefix, url, lambda queue: job(queue, show(prefix)))
     except StreamsQueueError as error:
         return Failed(prefix=prefix, error=str(error), code=code_of(error))
+    if report is not None:
+        remark(f"report: {report}")  # now: while there are bars, they would wipe it off the terminal
+    return result
 
 
 def _document(result: Result) -> dict[str, Any]:
@@ -309,7 +310,7 @@ def _steps() -> Iterator[Show]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(prefix: str) -> Callable[[str, int, int], None]:
+        def show(prefix: str) -> Step:
             def step(name: str, done: int, total: int) -> None:
                 words = f"{prefix} {name}"
                 if words not in tasks:

@@ -170,6 +170,7 @@ def test_a_terminal_sees_how_far_it_is(terminal, client, reports, prefix):
     plain = STYLES.sub("", shown.out)
     assert re.search(rf"{prefix} main\s.*\d+/30000\s+[\d,]+/s\s+\d:\d\d:\d\d", plain), "rate, and time left"
     assert "30,000 messages moved in" in plain
+    assert shown.out.rindex("report: ") > shown.out.rindex("\x1b[1A"), "no bar wipes it out"
 
 
 def test_a_server_that_is_away(run, reports):
