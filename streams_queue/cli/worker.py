@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
+from streams_queue.cli import loop
 from streams_queue.cli.target import load_worker
 from streams_queue.cli.terminal import LogLevel, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
@@ -67,7 +68,7 @@ def worker(
                 "embedded:// is a server of this process alone: nobody else can send messages to this worker; "
                 "name one that all can reach, for example by REDIS_URL"
             )
-        asyncio.run(serve(loaded, burst=burst))
+        loop.run(serve(loaded, burst=burst))
     except StreamsQueueError as error:
         fail_by(error)
 
@@ -83,11 +84,11 @@ async def serve(worker: Worker[Any], *, burst: bool) -> None:
         else:
             scope.cancel()
 
-    loop = asyncio.get_running_loop()
+    running = asyncio.get_running_loop()
     try:
         with anyio.CancelScope() as scope:
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, on_signal, number)
+                running.add_signal_handler(number, on_signal, number)
             await worker.run(burst=burst)
         _end_within(LINGER)
     finally:

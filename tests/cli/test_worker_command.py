@@ -30,6 +30,8 @@ not_a_worker = 3
 async def handle(message):
     with open("started", "a") as started:
         started.write(message.id + "\\n")
+    if "loop" in message.data:
+        pathlib.Path("loop").write_text(type(asyncio.get_running_loop()).__module__)
     while "gate" in message.data and not pathlib.Path("open").exists():
         await asyncio.sleep(0.01)
     if "thread" in message.data:
@@ -102,6 +104,18 @@ async def test_burst_works_off_the_queue(start, queue, folder):
     assert sorted(started(folder)) == sorted(receipt.id for receipt in receipts)
     assert await queue.length() == 0
     assert (await queue.stats()).counters["completed_messages"] == 20
+
+
+async def test_it_runs_in_uvloop_where_that_is_installed(start, queue, folder):
+    pytest.importorskip("uvloop", reason="not for this platform")
+    await queue.enqueue({"loop": 1})
+    end(start("jobs:worker", "--burst"))
+    assert (folder / "loop").read_text() == "uvloop"
+    (folder / "uvloop.py").write_text("raise ModuleNotFoundError(__name__)")
+    await queue.enqueue({"loop": 1})
+    code, log = end(start("jobs:worker", "--burst"))
+    assert code == 0, log
+    assert (folder / "loop").read_text().startswith("asyncio.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
