@@ -27,8 +27,9 @@ local now, rows = server_time(), {}
 for _, pair in ipairs(delivered) do
   local letter, entry = pair[1], pair[2]
   call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, entry, 'JUSTID')  -- the lease begins now, not at the read
-  local found = call('XRANGE', STREAMS[letter], entry, entry)[1]
-  local row = take(letter, entry, found and found[2][2], consumer, lease_ms, now, not paused and #rows < max_messages)
+  local found = call('XRANGE', STREAMS[letter], entry, entry)
+  local id, room = found[1] and found[1][2][2], not paused and #rows < max_messages
+  local row = take(letter, entry, id, in_line(found), consumer, lease_ms, now, room)
   if row then rows[#rows + 1] = row end
 end
 return finish({paused and 1 or 0, 0, #ARGV - 2, rows})

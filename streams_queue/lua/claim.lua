@@ -54,9 +54,11 @@ local now, rows, bytes, looked_at = server_time(), {}, 0, 0
 
 local function take_suspect()
   for _, letter in ipairs(PRIORITIES) do
-    for _, found in ipairs(take_over(letter, suspects[letter], 1)) do
+    local entries = take_over(letter, suspects[letter], 1)
+    local places = in_line(entries)
+    for _, found in ipairs(entries) do
       looked_at = looked_at + 1
-      local row = take(letter, found[1], found[2] and found[2][2], consumer, lock_ms, now, true, true)
+      local row = take(letter, found[1], found[2] and found[2][2], places, consumer, lock_ms, now, true, true)
       if row then return row end
     end
   end
@@ -66,8 +68,10 @@ local function take_from(source)
   for _, letter in ipairs(PRIORITIES) do
     local wanted = max_messages - #rows
     if wanted > 0 and bytes < max_bytes then
-      for _, found in ipairs(source(letter, wanted)) do
-        local row = take(letter, found[1], found[2] and found[2][2], consumer, lock_ms, now, bytes < max_bytes)
+      local entries = source(letter, wanted)
+      local places = in_line(entries)
+      for _, found in ipairs(entries) do
+        local row = take(letter, found[1], found[2] and found[2][2], places, consumer, lock_ms, now, bytes < max_bytes)
         looked_at = looked_at + 1
         if row then
           rows[#rows + 1] = row

@@ -7,52 +7,85 @@
 --- include place
 local dedup_expiry, index = number(ARGV[1], 3600), ARGV[2] == '1'
 
-local function status_of(id, body)
+-- What this call accepts takes its place at the end, all of it at once: id -> status.
+local accepted, lined, later = {}, {ids = {}, main = {}, h = {}, l = {}}, {}
+
+local function status_of(id, body, marker)
+  if accepted[id] then return accepted[id] end
   if body and place_of(id) then return body.status or 'queued' end
-  local marker = try('GET', done_key(id))
-  return type(marker) == 'string' and string.match(marker, '^%w+') or nil
+  return marker and string.match(marker, '^%w+') or nil
 end
 
 -- The id and status that a new message would double, if any: its own, or the holder of its dedup slot. A slot whose
 -- holder has neither body nor place is free for the taking.
-local function existing(id, body, slot)
-  local status = status_of(id, body)
-  if status then return id, status end
-  local holder = slot and try('GET', slot)
-  if type(holder) ~= 'string' or holder == id then return end
-  local held = read_body(holder)
+local FIELDS = {'timestamp', 'status'}
+local function existing(message)
+  local status = status_of(message.id, message.body, message.marker)
+  if status then return message.id, status end
+  local holder = message.slot and try('GET', message.slot)
+  if type(holder) ~= 'string' or holder == message.id then return end
+  local held = read_body(holder, FIELDS)
   if held or place_of(holder) then return holder, held and held.status or 'queued' end
 end
 
-local function place(id, letter, delay, score)
-  if delay <= 0 then return join_line(id, letter, score), 'queued', score end
-  call('ZADD', SCHEDULED, score, id)
-  leave_line(id)
-  call('ZREM', RETRY, id)
-  call('ZREM', DLQ, id)
-  return letter, 'scheduled', score
+-- XADD or ZADD comes first: at maxmemory it is refused, and then nothing was written. Returns the value of _sq_entry.
+local function get_in(message, due)
+  if message.delay > 0 then
+    call('ZADD', SCHEDULED, due, message.id)
+    append(later, message.id)
+    return message.letter
+  end
+  local entry = call('XADD', STREAMS[message.letter], '*', 'id', message.id)
+  append(lined.ids, message.id)
+  append(lined.main, due, message.id)
+  if LINES[message.letter] then append(lined[message.letter], due, message.id) end
+  return message.letter .. entry
+end
+
+local function take_places()
+  if #later > 0 then
+    leave_line(unpack(later))
+    call('ZREM', RETRY, unpack(later))
+    call('ZREM', DLQ, unpack(later))
+  end
+  if #lined.ids == 0 then return end
+  leave_all_sets(unpack(lined.ids))
+  call('ZADD', MAIN, unpack(lined.main))
+  for letter, line in pairs(LINES) do
+    if #lined[letter] > 0 then call('ZADD', line, unpack(lined[letter])) end
+  end
+end
+
+-- In portions: Lua unpacks no more than 8,000 values at once. What the engine needs comes last, and wins.
+local function write_body(message, words)
+  local key = message_key(message.id)
+  for a = message.first, message.last do
+    words[#words + 1] = ARGV[a]
+    if #words == 1000 then
+      call('HSET', key, unpack(words))
+      words = {}
+    end
+  end
+  if message.listener ~= '' then append(words, '_sq_listener', message.listener) end
+  if message.ttl ~= '' then append(words, '_sq_ttl', message.ttl) end
+  if message.slot then append(words, 'dedup_key', message.slot) end
+  if #words > 0 then call('HSET', key, unpack(words)) end
+  if message.ttl ~= '' then arm_body(message.id, message.ttl, message.delay) end
 end
 
 local function accept(message, now)
   local due = message.delay > 0 and now + message.delay or next_score(now)
+  local status = message.delay > 0 and 'scheduled' or 'queued'
   local old = message.body ~= nil or call('EXISTS', message_key(message.id)) == 1
-  local entry, status = place(message.id, message.letter, message.delay, due)
+  local entry = get_in(message, due)
   if old then call('DEL', message_key(message.id)) end  -- an orphan's fields must not mix with the new ones
-  call('HSET', message_key(message.id), 'timestamp', seconds(now), 'status', status, 'retry_count', '0', '_sq_entry', entry)
-  write_fields(message.id, message.first, message.last)
-  if message.listener ~= '' then call('HSET', message_key(message.id), '_sq_listener', message.listener) end
-  if message.ttl ~= '' then
-    call('HSET', message_key(message.id), '_sq_ttl', message.ttl)
-    arm_body(message.id, message.ttl, message.delay)
-  end
-  if message.slot then
-    call('HSET', message_key(message.id), 'dedup_key', message.slot)
-    call('SET', message.slot, message.id, 'EX', whole_seconds(message.delay + dedup_expiry))
-  end
+  write_body(message, {'timestamp', seconds(now), 'status', status, 'retry_count', '0', '_sq_entry', entry})
+  if message.slot then call('SET', message.slot, message.id, 'EX', whole_seconds(message.delay + dedup_expiry)) end
   if indexes_users then
     local user = call('HGET', message_key(message.id), 'user_id')
     index_user({user_id = user or nil}, message.id, due, message.ttl, message.delay)
   end
+  accepted[message.id] = status
   count('total_messages')
   return {message.id, status}
 end
@@ -64,18 +97,20 @@ if wrong then return wrong end
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end
 indexes_users = index or call('HGET', META, 'user_index') == '1'
 local now, answers, k, a = server_time(), {}, HOUSE + 1, 4
-local messages = {}
+local messages, markers = {}, {}
 while a <= #ARGV do
   local fields = number(ARGV[a + 6])
   messages[#messages + 1] = {
     id = ARGV[a], letter = string.sub(ARGV[a + 1], 1, 1), delay = number(ARGV[a + 2], 0), ttl = ARGV[a + 3],
     listener = ARGV[a + 4], slot = ARGV[a + 5] == '1' and KEYS[k + 2] or nil, first = a + 7, last = a + 6 + 2 * fields,
   }
+  markers[#messages] = KEYS[k + 1]
   a, k = a + 7 + 2 * fields, k + 3
 end
+markers = call('MGET', unpack(markers))
 for i, message in ipairs(messages) do
-  message.body = read_body(message.id)
-  local holder, status = existing(message.id, message.body, message.slot)
+  message.body, message.marker = read_body(message.id, FIELDS), markers[i]
+  local holder, status = existing(message)
   if holder then
     count('duplicate_messages')
     answers[i] = {holder, status, 'duplicate'}
@@ -83,5 +118,6 @@ for i, message in ipairs(messages) do
     answers[i] = accept(message, now)
   end
 end
+take_places()
 if index and call('HGET', META, 'user_index') ~= '1' then call('HSET', META, 'user_index', '1') end
 return finish(answers)

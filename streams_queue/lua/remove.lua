@@ -19,6 +19,7 @@ local function remove(id)
   end
   if not there then return 0 end
   end_message(id, body, 'removed')
+  end_messages()
   count('removed_messages')
   return 1
 end

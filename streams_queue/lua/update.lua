@@ -8,7 +8,9 @@ local id = ARGV[1]
 
 local body = read_body(id)
 if not body then return 0 end
-write_fields(id, 3, #ARGV)
+for from = 3, #ARGV, 1000 do  -- Lua unpacks no more than 8,000 values at once
+  call('HSET', message_key(id), unpack(ARGV, from, math.min(from + 999, #ARGV)))
+end
 if body._sq_types then
   local known, types = pcall(cjson.decode, body._sq_types)
   if not known or type(types) ~= 'table' then types = {} end

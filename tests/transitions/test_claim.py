@@ -152,7 +152,7 @@ async def test_a_body_out_of_reach_is_not_run_out(queue: Queue, server):
     """A permission that lacks, a Cluster slot on its way: the script fails, the message stays."""
     await queue.enqueue("a")
     before = await queue.table()
-    await queue.redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-hmget")
+    await queue.redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-hgetall")
     connection = Connection(Settings(server.url.replace("redis://", "redis://limited:pw@")))
     await connection.open()
     try:

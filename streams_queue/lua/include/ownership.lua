@@ -8,12 +8,12 @@ local function token_of(entry, delivery) return entry .. '/' .. delivery end
 
 -- Whether `consumer` still holds this delivery. A missing lock has two meanings: entry idle for less than the lease
 -- means that somebody deleted it by hand, and the holder has lost the message; idle for longer means that it ran out
--- during an outage, and the holder keeps it as long as nobody else claimed it.
-local function holds(id, body, consumer, entry, delivery, lease_ms)
+-- during an outage, and the holder keeps it as long as nobody else claimed it. Who has read the lock gives its `owner`.
+local function holds(id, body, consumer, entry, delivery, lease_ms, owner)
   if not body or body._sq_entry ~= entry or body._sq_owner ~= consumer or body._sq_deliveries ~= delivery then
     return false
   end
-  local owner = try('GET', lock_key(id))
+  if owner == nil then owner = try('GET', lock_key(id)) end
   if owner then return owner == consumer end
   local live = live_entry(body)
   local pending = try('XPENDING', STREAMS[letter_of(body)], GROUP, live, live, 1)

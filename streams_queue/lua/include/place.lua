@@ -9,13 +9,17 @@ local LOST_CAP = 10000     -- how many ids P:lost remembers
 -- fields names them, the timestamp first.
 local BODY = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_ttl', '_sq_listener', '_sq_crashes',
               'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types', '_sq_suspect'}
-local function read_body(id, names)
-  names = names or BODY
-  local values = try('HMGET', message_key(id), unpack(names))
+local function read_hash(command, id, ...)
+  local values = try(command, message_key(id), ...)
   if values.err and not string.find(values.err, 'WRONGTYPE', 1, true) then
     error(values.err)  -- out of reach (a Cluster slot on its way, a permission that lacks) is not run out
   end
-  if values.err or not values[1] then return nil end
+  return not values.err and values or {}
+end
+local function read_body(id, names)
+  names = names or BODY
+  local values = read_hash('HMGET', id, unpack(names))
+  if not values[1] then return nil end
   local body = {}
   for i, name in ipairs(names) do body[name] = values[i] or nil end
   return body
@@ -37,10 +41,10 @@ local function entry_exists(letter, entry)
   return entry and call('XRANGE', STREAMS[letter], entry, entry, 'COUNT', 1)[1] ~= nil
 end
 
--- Takes an entry off the stream. Never deletes a hash.
-local function drop_entry(letter, entry)
-  call('XACK', STREAMS[letter], GROUP, entry)
-  call('XDEL', STREAMS[letter], entry)
+-- Takes entries off a stream. Never deletes a hash.
+local function drop_entry(letter, ...)
+  call('XACK', STREAMS[letter], GROUP, ...)
+  call('XDEL', STREAMS[letter], ...)
 end
 
 -- The score of the next message: server time, one microsecond after the newest place in line. Scores that an
@@ -56,17 +60,17 @@ local function next_score(now)
 end
 
 -- Which line a message stood in is not asked: its hash, which knew, may be gone.
-local function leave_line(id)
-  call('ZREM', MAIN, id)
-  call('ZREM', LINES.h, id)
-  call('ZREM', LINES.l, id)
+local function leave_line(...)
+  call('ZREM', MAIN, ...)
+  call('ZREM', LINES.h, ...)
+  call('ZREM', LINES.l, ...)
 end
 
-local function leave_all_sets(id)
-  leave_line(id)
-  call('ZREM', RETRY, id)
-  call('ZREM', SCHEDULED, id)
-  call('ZREM', DLQ, id)
+local function leave_all_sets(...)
+  leave_line(...)
+  call('ZREM', RETRY, ...)
+  call('ZREM', SCHEDULED, ...)
+  call('ZREM', DLQ, ...)
 end
 
 -- At the tail of the line, and nowhere else: a stream entry and a place in main. Returns the value of _sq_entry.
@@ -132,13 +136,6 @@ end
 -- puts it into line, writes another status.
 local function is_claimed_elsewhere(body) return body.status == 'processing' and not body._sq_owner end
 
--- Writes fields of a hash from ARGV, in portions: Lua unpacks no more than 8,000 values at once.
-local function write_fields(id, first, last)
-  for from = first, last, 1000 do
-    call('HSET', message_key(id), unpack(ARGV, from, math.min(from + 999, last)))
-  end
-end
-
 -- A slot belongs to the message whose id it holds, and only a key of this queue's is one.
 local function is_slot(key) return key and string.sub(key, 1, #PREFIX + 7) == PREFIX .. ':dedup:' end
 local function free_slot(body, id)
@@ -167,19 +164,39 @@ local function forget_user(body, id)
   if key then try('ZREM', key, id) end
 end
 
--- Ends a message for good: out of every set, its body and secrets deleted, a marker left for late listeners.
--- XACK comes first: it is allowed at maxmemory, and what follows an allowed write is allowed too.
+-- Messages that end: what they need alike is done for all of them at once, by `end_messages`.
+local ending = {entries = {h = {}, n = {}, l = {}}, ids = {}, keys = {}, markers = {}}
+local function append(list, ...)
+  for i = 1, select('#', ...) do list[#list + 1] = select(i, ...) end
+end
+
+-- Has a message end for good: out of every set, its body and secrets deleted, a marker left for late listeners.
 local function end_message(id, body, status, token, result, ttl)
   local letter, entry = letter_of(body), live_entry(body)
-  if entry then drop_entry(letter, entry) end
-  leave_all_sets(id)
-  call('DEL', message_key(id), lock_key(id))
-  if body then
-    free_slot(body, id)
-    forget_user(body, id)
-  end
-  call('SET', done_key(id), status .. '\n' .. (token or '') .. '\n' .. (result or ''), 'EX', whole_seconds(ttl or EXPIRED_TTL))
+  if entry then append(ending.entries[letter], entry) end
+  append(ending.ids, id)
+  append(ending.keys, message_key(id), lock_key(id))
+  local marker = status .. '\n' .. (token or '') .. '\n' .. (result or '')
+  append(ending.markers, {id = id, text = marker, ttl = whole_seconds(ttl or EXPIRED_TTL), body = body})
   tell(body and body._sq_listener, id, status, result)
+end
+
+-- XACK comes first: it is allowed at maxmemory, and what follows an allowed write is allowed too.
+local function end_messages()
+  if #ending.ids == 0 then return end
+  for letter, entries in pairs(ending.entries) do
+    if #entries > 0 then drop_entry(letter, unpack(entries)) end
+  end
+  leave_all_sets(unpack(ending.ids))
+  call('DEL', unpack(ending.keys))
+  for _, marker in ipairs(ending.markers) do
+    if marker.body then
+      free_slot(marker.body, marker.id)
+      forget_user(marker.body, marker.id)
+    end
+    call('SET', done_key(marker.id), marker.text, 'EX', marker.ttl)
+  end
+  ending = {entries = {h = {}, n = {}, l = {}}, ids = {}, keys = {}, markers = {}}
 end
 
 -- A body that ran out: counted and shown, never handed to a handler.

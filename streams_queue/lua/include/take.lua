@@ -1,12 +1,44 @@
+-- Which of these entries, as XREADGROUP gives them, belong to ids in main.
+local function in_line(entries)
+  local ids, places = {}, {}
+  for _, entry in ipairs(entries) do ids[#ids + 1] = entry[2] and entry[2][2] end
+  if #ids == 0 then return places end
+  for i, score in ipairs(call('ZMSCORE', MAIN, unpack(ids))) do places[ids[i]] = score end
+  return places
+end
+
+-- A whole hash: as a flat list, and the fields of BODY; nil for the latter where it is no body.
+local WANTED = {}
+for _, name in ipairs(BODY) do WANTED[name] = true end
+local function read_message(id)
+  local flat, body = read_hash('HGETALL', id), {}
+  for i = 1, #flat, 2 do
+    if WANTED[flat[i]] then body[flat[i]] = flat[i + 1] end
+  end
+  return flat, body.timestamp and body
+end
+
+local function write_message(id, flat, changes)
+  local at, words = {}, {}
+  for i = 1, #flat, 2 do at[flat[i]] = i + 1 end
+  for name, value in pairs(changes) do
+    append(words, name, value)
+    if at[name] then flat[at[name]] = value else append(flat, name, value) end
+  end
+  call('HSET', message_key(id), unpack(words))
+end
+
 -- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body}, or nothing where it may not run; what
--- had to be done about that is done. `room` is false once the batch is full: the entry then goes back, uncharged. A
--- suspect is for one who runs it `alone`, so that the innocents beside it do not die of it for the last time.
-local function take(letter, entry, id, consumer, lock_ms, now, room, alone)
-  if not id or not call('ZSCORE', MAIN, id) then return drop_strayed(letter, entry, id) end
-  local body = read_body(id)
+-- had to be done about that is done. `places` knows who is in line. `room` is false once the batch is full: the entry then
+-- goes back, uncharged. A suspect is for one who runs it `alone`, so that the innocents beside it do not die of it for the
+-- last time.
+local function take(letter, entry, id, places, consumer, lock_ms, now, room, alone)
+  if not id or not places[id] then return drop_strayed(letter, entry, id) end
+  local flat, body = read_message(id)
   if not body then
     drop_entry(letter, entry)
     expire_message(id, now)
+    places[id] = nil
     return
   end
   if body._sq_entry and body._sq_entry ~= letter .. entry then  -- an older entry of a message that moved on
@@ -18,20 +50,23 @@ local function take(letter, entry, id, consumer, lock_ms, now, room, alone)
     call('XCLAIM', STREAMS[letter], GROUP, suspect and SUSPECTS or RETURNED, 0, entry, 'JUSTID')
     return
   end
-  local owner = try('GET', lock_key(id))
-  if owner and owner ~= consumer then
-    if owner ~= body._sq_owner then count('outside_locked') end
-    call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
-    return
+  if not call('SET', lock_key(id), consumer, 'NX', 'PX', lock_ms) then
+    local owner = try('GET', lock_key(id))
+    if owner ~= consumer then
+      if owner ~= body._sq_owner then count('outside_locked') end
+      call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
+      return
+    end
+    call('SET', lock_key(id), consumer, 'PX', lock_ms)
   end
   if is_claimed_elsewhere(body) then count('outside_claimed_elsewhere') end
-  call('SET', lock_key(id), consumer, 'PX', lock_ms)
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
-  call('HSET', message_key(id), 'status', 'processing', '_sq_entry', letter .. entry, '_sq_owner', consumer,
-       '_sq_deliveries', delivery)
+  write_message(id, flat, {
+    status = 'processing', _sq_entry = letter .. entry, _sq_owner = consumer, _sq_deliveries = delivery,
+  })
   if body._sq_ttl then arm_body(id, body._sq_ttl) end
   tell(body._sq_listener, id, 'processing')
-  return {id, letter .. entry, delivery, call('HGETALL', message_key(id))}
+  return {id, letter .. entry, delivery, flat}
 end
 
 local function size_of(row)
