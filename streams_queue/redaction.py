@@ -1,4 +1,4 @@
-"""Secrets hidden before anything is shown: in a repr, a log, a terminal, a page."""
+"""Secrets hidden, and what could steer its reader escaped, before anything is shown: in a log, a terminal, a page."""
 
 import contextlib
 import json
@@ -35,6 +35,15 @@ def scrubbed(words: str, values: Mapping[str, Any]) -> str:
 def cleared(value: Any, values: Any) -> Any:
     """`redacted`, and all other text in the value without the secrets among the values, as by `scrubbed`."""
     return _cleared(redacted(value), _forms_in(values))
+
+
+def printable(text: str) -> str:
+    """The text with control characters, bidi overrides and the like escaped: it cannot steer a terminal or the eye."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
+    )
 
 
 def _cleared(value: Any, forms: list[str]) -> Any:

@@ -67,12 +67,17 @@ STATS = Script("stats")
 POSITION = Script("position", (), ("id",))
 WATCH = Script("watch", ("channel",), ("id",), ("message", "done"))
 FIRST_OF_USER = Script("first_of_user", keys=("user",))
+OF_USER = Script("of_user", ("limit",), keys=("user",))
+OLDEST = Script("oldest")
+WORKERS = Script("workers", ("limit",))
+AMEND = Script("amend", ("id", "died", "removed"), keys=("message",))
 LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
-    JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, LOCK, UNLOCK,
+    JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
+    AMEND, LOCK, UNLOCK,
 )  # fmt: skip
 
 

@@ -134,6 +134,29 @@ class Page(NamedTuple):
     places: list[Place]
 
 
+class Oldest(NamedTuple):
+    """The server's time, and since when the message waits that has stood in line for the longest, if one waits."""
+
+    now: float
+    since: float | None
+
+
+class Held(NamedTuple):
+    """A message that a worker holds, and the number of this delivery."""
+
+    id: str
+    delivery: int
+
+
+class Working(NamedTuple):
+    """A worker: its name, seconds since its last sign of life, how many messages it holds, and some of them."""
+
+    name: str
+    idle: float
+    pending: int
+    held: list[Held]
+
+
 class Examined(NamedTuple):
     """All that is known of a message. A TTL is None where there is none, or no key."""
 
@@ -457,6 +480,41 @@ class Transitions:
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
             paused=bool(paused), counters=numbers, edits=edits,
         )  # fmt: skip
+
+    async def oldest(self) -> Oldest:
+        """Since when the message waits that has stood in line for the longest. O(log n)."""
+        now, since = await self._run(scripts.OLDEST, ())
+        return Oldest(float(now), float(since) if since else None)
+
+    async def workers(self, limit: int) -> list[Working]:
+        """Who works on the queue, and some of what each holds: `limit` messages of each priority in all.
+
+        O(workers + limit · log n).
+        """
+        consumers, messages = await self._run(scripts.WORKERS, (limit,))
+        held: dict[bytes, list[Held]] = {name: [] for name, _, _ in consumers}
+        for name, id, delivery in messages:
+            held[name].append(Held(_id(id), int(number(delivery or None))))
+        return [
+            Working(name.decode(errors="replace"), idle / 1000, pending, held[name])
+            for name, idle, pending in consumers
+        ]
+
+    async def of_user(self, user_id: str, limit: int) -> list[str] | None:
+        """Ids of a user's unfinished messages, those in line first; None where the queue keeps no such index.
+
+        O(log n + limit).
+        """
+        indexed, ids = await self._run(scripts.OF_USER, (limit,), (), [self.keys.user(user_id)])
+        return [_id(id) for id in ids] if indexed else None
+
+    async def amend(self, id: str, died: float, fields: Sequence[bytes], removed: Sequence[bytes]) -> str:
+        """Write fields of a dead letter's hash and remove others: ``amended``, ``missing``, or ``changed`` where its
+        time of death is another one.
+        """
+        tail = [*removed, *fields]
+        answer = await self._run(scripts.AMEND, (id, repr(died), len(removed)), (), [self.keys.message(id)], [tail])
+        return cast(bytes, answer).decode()
 
     async def in_line(self, id: str) -> bool:
         """Whether the message stands in main."""

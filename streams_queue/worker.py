@@ -417,6 +417,9 @@ class _Run(Generic[Payload]):
 
 
 def consumer_name() -> str:
-    """A name that no other worker bears, nor this process's next one: host, process, and eight random digits."""
+    """A name that no other worker bears, nor this process's next one.
+
+    Host, process, and sixteen hexadecimal digits: eight of the time in epoch seconds, eight at random.
+    """
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:60]
-    return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{host}-{os.getpid()}-{int(time.time()):08x}{uuid.uuid4().hex[:8]}"

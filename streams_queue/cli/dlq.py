@@ -2,16 +2,32 @@
 
 import re
 from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import typer
 
 from streams_queue.cli.durations import duration, spelt
-from streams_queue.cli.letters import (
+from streams_queue.cli.look import Id, print_story
+from streams_queue.cli.options import EXIT_CODES, DryRun, Json, Prefix, Url, Yes, on_queue, queue_name
+from streams_queue.cli.output import (
+    Column,
+    Listing,
+    check_can_ask,
+    confirm,
+    outcomes_of,
+    print_json,
+    progress,
+    remark,
+    say,
+)
+from streams_queue.cli.terminal import FAILED, MISUSED, fail
+from streams_queue.letters import (
     DELETE,
     REQUEUE,
     AnyQueue,
     Change,
+    Chosen,
     Reason,
     Wanted,
     carry_out,
@@ -21,11 +37,7 @@ from streams_queue.cli.letters import (
     rehearsed,
     server_time,
 )
-from streams_queue.cli.look import Id, print_story
-from streams_queue.cli.options import EXIT_CODES, DryRun, Json, Prefix, Url, Yes, on_queue, queue_name
-from streams_queue.cli.output import Column, Listing, check_can_ask, confirm, outcomes_of, print_json, remark, say
-from streams_queue.cli.story import story_of
-from streams_queue.cli.terminal import FAILED, MISUSED, fail
+from streams_queue.story import story_of
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -230,7 +242,7 @@ def _change_named(
 
     async def run(queue: AnyQueue) -> Counter[str]:
         with outcomes_of(as_json=as_json) as tell:
-            return await carry_out(queue, change, named(ids), rate=rate, total=len(ids), tell=tell)
+            return await _carry_out(queue, change, named(ids), rate=rate, total=len(ids), tell=tell)
 
     if on_queue(prefix, url, run)[change.done] < len(ids):
         raise typer.Exit(FAILED)
@@ -242,7 +254,26 @@ async def _change_all(
     if began is None:
         began = await server_time(queue)
     total = (await queue.stats()).dead if wanted.older_than is wanted.newer_than is None else None
-    return await carry_out(queue, change, oldest(queue, wanted, began), rate=rate, total=total)
+    return await _carry_out(queue, change, oldest(queue, wanted, began), rate=rate, total=total)
+
+
+async def _carry_out(
+    queue: AnyQueue,
+    change: Change,
+    chosen: AsyncIterator[Chosen],
+    *,
+    rate: float | None,
+    total: int | None,
+    tell: Callable[[list[str], list[str]], None] | None = None,
+) -> Counter[str]:
+    outcomes: Counter[str] = Counter()
+    try:
+        with progress(change.verb, total, printing=tell is not None) as advance:
+            await carry_out(queue, change, chosen, outcomes, rate=rate, advance=advance, tell=tell)
+    except BaseException:  # Ctrl-C comes as a cancellation
+        remark(f"at least {outcomes[change.done]} were {change.done} before this")
+        raise
+    return outcomes
 
 
 def _print_counts(change: Change, counts: Counter[str], dry_run: bool, as_json: bool) -> None:

@@ -7,10 +7,11 @@ import typer
 from streams_queue.cli.durations import spelt
 from streams_queue.cli.options import EXIT_CODES, Json, Prefix, Url, on_queue
 from streams_queue.cli.output import Column, Listing, Record, print_facts, print_json, remark, say
-from streams_queue.cli.shown import BODIES, error_of
-from streams_queue.cli.story import Story, facts_of, story_of
+from streams_queue.cli.story import facts_of
 from streams_queue.cli.terminal import FAILED, fail
 from streams_queue.queue import Queue
+from streams_queue.shown import BODIES, error_of
+from streams_queue.story import Story, story_of
 from streams_queue.transitions import Page
 
 PEEK_EPILOG = f"""\

@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from streams_queue.cli.terminal import FAILED, MISUSED, fail, printable
+from streams_queue.cli.terminal import FAILED, MISUSED, fail
+from streams_queue.redaction import printable
 
 Record = Mapping[str, Any]
 """One line of an answer, as its JSON has it."""

@@ -16,10 +16,11 @@ from rich.text import Text
 
 from streams_queue.cli.options import EXIT_CODES, Json, Prefix, Url, on_queue
 from streams_queue.cli.output import console, facts_table, print_facts, print_json, say
-from streams_queue.cli.terminal import fail, printable
+from streams_queue.cli.terminal import fail
 from streams_queue.errors import QueueUnavailable
 from streams_queue.model import Stats
 from streams_queue.queue import Queue
+from streams_queue.redaction import printable
 
 EVERY = 2.0
 """Seconds between two looks, unless told otherwise."""

@@ -14,6 +14,7 @@ from streams_queue.errors import (
     StreamsQueueError,
     UnsupportedServer,
 )
+from streams_queue.redaction import printable
 
 FAILED = 1
 MISUSED = 2
@@ -44,15 +45,6 @@ def log_to_stderr(level: LogLevel) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-def printable(text: str) -> str:
-    """The text with control characters, bidi overrides and the like escaped: it cannot steer a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
-    )
 
 
 def complain(text: str) -> None:

@@ -21,13 +21,13 @@ from streams_queue import HandlerFailed, Queue, QueueUnavailable, Reject, Worker
 from streams_queue.cli import change, look, stats
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
-from streams_queue.cli.letters import Reason, Wanted
 from streams_queue.cli.options import EXIT_CODES
-from streams_queue.cli.story import story_of
 from streams_queue.codec import ENGINE_FIELDS
 from streams_queue.keys import Keys
+from streams_queue.letters import Reason, Wanted
 from streams_queue.model import TRANSITIONS, Status
 from streams_queue.settings import _SCHEMES, Settings
+from streams_queue.story import story_of
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 README = ROOT / "README.md"

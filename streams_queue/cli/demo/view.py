@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streams_queue.cli.demo.ledger import Verdict
-from streams_queue.cli.terminal import printable
+from streams_queue.redaction import printable
 
 _EVENTS = 7
 _LINE_EVERY = 1.0

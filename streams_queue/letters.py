@@ -3,19 +3,21 @@
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import anyio
 
 from streams_queue import redaction
-from streams_queue.cli.output import Record, progress, remark
-from streams_queue.cli.shown import BODIES, data_of, error_of
 from streams_queue.queue import Queue
+from streams_queue.shown import BODIES, data_of, error_of
 from streams_queue.transitions import BATCH, Page, Place, batches
 
 AnyQueue = Queue[dict[str, Any]]
+
+Record = Mapping[str, Any]
+"""One line of an answer, as its JSON has it."""
 
 
 class Reason(StrEnum):
@@ -191,26 +193,25 @@ async def carry_out(
     queue: AnyQueue,
     change: Change,
     chosen: AsyncIterator[Chosen],
+    outcomes: Counter[str],
     *,
     rate: float | None = None,
-    total: int | None = None,
+    advance: Callable[[int], None] | None = None,
     tell: Callable[[list[str], list[str]], None] | None = None,
-) -> Counter[str]:
-    """Change what was chosen, and count the outcomes; `tell` hears of each batch's ids and outcomes."""
-    outcomes: Counter[str] = Counter()
+) -> None:
+    """Change what was chosen, and count the outcomes, so that after an error they say how far it got.
+
+    `advance` hears how many were looked at, and `tell` of each batch's ids and outcomes.
+    """
     pace = Pace(rate)
-    try:
-        with progress(change.verb, total, printing=tell is not None) as advance:
-            async for ids, looked_at in chosen:
-                for batch in batches(ids, pace.batch):
-                    await pace.turn(len(batch))
-                    answers = await change.act(queue, batch)
-                    outcomes.update(answers)
-                    if tell is not None:
-                        tell(batch, answers)
-                    advance(len(batch))
-                advance(looked_at - len(ids))
-    except BaseException:  # Ctrl-C comes as a cancellation
-        remark(f"at least {outcomes[change.done]} were {change.done} before this")
-        raise
-    return outcomes
+    async for ids, looked_at in chosen:
+        for batch in batches(ids, pace.batch):
+            await pace.turn(len(batch))
+            answers = await change.act(queue, batch)
+            outcomes.update(answers)
+            if tell is not None:
+                tell(batch, answers)
+            if advance is not None:
+                advance(len(batch))
+        if advance is not None:
+            advance(looked_at - len(ids))

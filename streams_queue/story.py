@@ -1,0 +1,79 @@
+"""A message's story: all that Redis holds of it."""
+
+from typing import Any
+
+import msgspec
+
+from streams_queue.codec import number, text
+from streams_queue.queue import Queue
+from streams_queue.shown import data_of, error_of, result_of
+from streams_queue.transitions import Examined
+
+Story = dict[str, Any]
+
+
+async def story_of(queue: Queue[dict[str, Any]], id: str) -> Story | None:
+    """The story, as its JSON has it; None when nothing is known of the message."""
+    (found,) = await queue.transitions.examine([id])
+    body, end = _body(queue, id, found), _end(found)
+    if not (body or end or found.scores):
+        return None
+    ((position, ahead),) = await queue.transitions.positions([id])
+    known = body or end or {}
+    scores = found.scores
+    return {
+        "id": id,
+        "status": known.get("status", "expired"),
+        "places": sorted(scores),
+        "position": position,
+        "ahead": ahead,
+        **{name: (body or {}).get(name) for name in _BODY},
+        "due_at": scores.get("retry", scores.get("scheduled")),
+        "died_at": scores.get("dlq"),
+        "lost_at": scores.get("lost"),
+        "lock": found.lock or None,
+        "lock_ttl": found.lock_ttl,
+        "ttl": found.ttl,
+        "end": end,
+        "now": found.now,
+    }
+
+
+_BODY = (
+    "priority", "attempts", "retries", "crashes", "deliveries", "holder", "enqueued_at", "failed_at", "reason", "error",
+    "data",
+)  # fmt: skip
+
+
+def _body(queue: Queue[dict[str, Any]], id: str, found: Examined) -> dict[str, Any] | None:
+    fields = found.fields
+    if "timestamp" not in fields:
+        return None
+    message = queue.codec.decode(id, fields)
+    return {
+        "status": message.status.value,
+        "priority": message.priority,
+        "attempts": message.attempts,
+        "retries": message.retries,
+        "crashes": int(number(fields.get("_sq_crashes"))),
+        "deliveries": message.deliveries,
+        "holder": text(fields.get("_sq_owner")),
+        "enqueued_at": message.enqueued_at,
+        "failed_at": number(fields["last_error_time"]) if "last_error_time" in fields else None,
+        "reason": message.reason,
+        "error": error_of(message),
+        "data": data_of(message),
+    }
+
+
+def _end(found: Examined) -> dict[str, Any] | None:
+    """What the marker of a finished message says."""
+    status, _, rest = found.marker.partition(b"\n")
+    _, _, result = rest.partition(b"\n")
+    if not status:
+        return None
+    try:
+        shown = result_of(result) if result else None
+    except msgspec.DecodeError:
+        shown = None  # the engine writes JSON: this is somebody else's, and may hold anything
+    return {"status": text(status), "result": shown, "ttl": found.marker_ttl}
