@@ -9,6 +9,7 @@ local id, died, removed = ARGV[1], number(ARGV[2]), number(ARGV[3], 0)
 local score = is_dead_letter(id) and call('ZSCORE', DLQ, id)
 if not score or not read_body(id) then return 'missing' end
 if tonumber(score) ~= died then return 'changed' end
-write_fields(id, 4 + removed, #ARGV)
+-- In portions: Lua unpacks no more than 8,000 values at once.
+for a = 4 + removed, #ARGV, 1000 do call('HSET', message_key(id), unpack(ARGV, a, math.min(a + 999, #ARGV))) end
 for a = 4, 3 + removed do call('HDEL', message_key(id), ARGV[a]) end
 return 'amended'
