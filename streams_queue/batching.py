@@ -25,17 +25,17 @@ class Batcher(Generic[Item, Answer]):
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Item) -> Answer:
-        """The item's answer.
+    def submit(self, item: Item) -> asyncio.Future[Answer]:
+        """The item's answer, to be awaited.
 
         Raises:
-            whatever ``send`` raises: then it holds for every item of the batch.
+            whatever ``send`` raises, when awaited: then it holds for every item of the batch.
         """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all())
-        return await answer
+        return answer
 
     async def drain(self) -> None:
         """Return when everything submitted so far was answered."""

@@ -8,6 +8,8 @@ old rules.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Generic, cast
 
 import msgspec
@@ -34,6 +36,7 @@ CHAT_FIELDS = frozenset(
 _NUMBERS = frozenset({"timestamp", "retry_count", "last_error_time", "next_retry", "moved_to_dlq_at"})
 _ESCAPE = "data:"
 _TYPES = "_sq_types"
+_STATUSES = {status.value.encode(): status for status in Status}
 
 DEEPEST = 100
 """Levels of lists and dicts in a value. Near Python's recursion limit one could be stored and then, from a deeper
@@ -177,14 +180,18 @@ def encode_values(values: Mapping[str, Any]) -> tuple[Fields, bytes]:
     return fields, msgspec.json.encode(types) if types else b""
 
 
-def _types_in(fields: Fields) -> dict[str, str] | None:
-    raw = fields.get(_TYPES)
-    if raw is None:
-        return None
+@lru_cache(maxsize=1024)
+def _types(raw: bytes) -> Mapping[str, str]:
+    """Most messages of a queue have the same: decoded once."""
     try:
-        return msgspec.json.decode(raw, type=dict[str, str]) if raw else {}
+        return MappingProxyType(msgspec.json.decode(raw, type=dict[str, str]) if raw else {})
     except (ValueError, msgspec.ValidationError):
-        return {}
+        return MappingProxyType({})
+
+
+def _types_in(fields: Fields) -> Mapping[str, str] | None:
+    raw = fields.get(_TYPES)
+    return None if raw is None else _types(raw)
 
 
 def decode_values(fields: Fields) -> dict[str, Any]:
@@ -199,14 +206,18 @@ def decode_values(fields: Fields) -> dict[str, Any]:
     }
 
 
+def _decode_payload(fields: Fields) -> dict[str, Any]:
+    types = _types_in(fields)
+    payload = [(name, raw) for name, raw in fields.items() if name[:1] != "_" and name not in ENGINE_FIELDS]
+    if types is None:
+        return {name.removeprefix(_ESCAPE): _decode_old(name, raw) for name, raw in payload}
+    return {name.removeprefix(_ESCAPE): _decode_value(raw, types.get(name, "")) for name, raw in payload}
+
+
 def _escaped(name: Any) -> Any:
     if isinstance(name, str) and (name in ENGINE_FIELDS or name.startswith(("_", _ESCAPE))):
         return _ESCAPE + name
     return name
-
-
-def _is_payload(name: str) -> bool:
-    return name not in ENGINE_FIELDS and not name.startswith("_")
 
 
 class Codec(Generic[Payload]):
@@ -275,17 +286,14 @@ class Codec(Generic[Payload]):
         Raises:
             InvalidMessage: the payload does not fit the queue's Struct.
         """
-        values = {
-            name.removeprefix(_ESCAPE): value for name, value in decode_values(fields).items() if _is_payload(name)
-        }
-        status = _status(fields)
+        status = _STATUSES.get(fields.get("status", b""), Status.QUEUED)  # or an outsider's word for it
         retries, crashes = int(number(fields.get("retry_count"))), int(number(fields.get("_sq_crashes")))
         error, reason = fields.get("error") or fields.get("last_error"), text(fields.get("_sq_reason"))
         # A dead letter's last run is in neither count, unless its worker died in it.
         last_run = status is Status.PROCESSING or (status is Status.ERROR and reason != "crash")
         return Message(
             id=id,
-            data=self._typed(id, values, lenient),
+            data=self._typed(id, _decode_payload(fields), lenient),
             status=status,
             attempts=retries + crashes + last_run,
             deliveries=int(number(fields.get("_sq_deliveries"))),
@@ -331,10 +339,3 @@ class Codec(Generic[Payload]):
 
 def _is_struct_with_names(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not kind.__struct_config__.array_like
-
-
-def _status(fields: Fields) -> Status:
-    try:
-        return Status(text(fields.get("status")) or "queued")
-    except ValueError:  # an outsider's word for it
-        return Status.QUEUED

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-import anyio
 import msgspec
 
 from streams_queue import failpoints, redaction
@@ -30,6 +29,9 @@ NOT_WRITTEN = ("stale", "gone")
 
 ERROR_LIMIT = 2000
 """Characters of an error's text that are kept."""
+
+CANCELLED_AGAIN_AFTER = 1.0
+"""Seconds after which a handler that went on in spite of its cancellation is cancelled once more."""
 
 
 class Retry(Exception):  # an instruction, not an error
@@ -101,29 +103,29 @@ class Settlement:
         self._transitions = transitions
         self._consumer = consumer
         self._policy = policy
-        self._completes: Batcher[tuple[Lease, bytes], str] = Batcher(self._complete)
-        self._retries: Batcher[Failure, str] = Batcher(self._retry)
-        self._dead_letters: Batcher[Failure, str] = Batcher(self._dead_letter)
-        self._releases: Batcher[Lease, str] = Batcher(self._release)
+        self._completes: Batcher[tuple[Lease, bytes], str] = Batcher(_persistent(self._complete))
+        self._retries: Batcher[Failure, str] = Batcher(_persistent(self._retry))
+        self._dead_letters: Batcher[Failure, str] = Batcher(_persistent(self._dead_letter))
+        self._releases: Batcher[Lease, str] = Batcher(_persistent(self._release))
 
     @property
     def prefix(self) -> str:
         """Of the queue."""
         return self._transitions.keys.prefix
 
-    async def settle(self, lease: Lease, outcome: Outcome) -> str:
+    def settle(self, lease: Lease, outcome: Outcome) -> Awaitable[str]:
         """The status that the message has now, or ``stale`` or ``gone`` where nothing was written."""
         match outcome:
             case Completed(result):
-                return await _persist(self._completes, (lease, result))
+                return self._completes.submit((lease, result))
             case Failed(delay, reason, error):
-                return await _persist(self._retries, Failure(lease, delay, reason, error))
+                return self._retries.submit(Failure(lease, delay, reason, error))
             case Rejected(reason, error):
-                return await _persist(self._dead_letters, Failure(lease, 0.0, reason, error))
+                return self._dead_letters.submit(Failure(lease, 0.0, reason, error))
 
-    async def release(self, lease: Lease) -> str:
+    def release(self, lease: Lease) -> Awaitable[str]:
         """Hand the message back uncharged."""
-        return await _persist(self._releases, lease)
+        return self._releases.submit(lease)
 
     async def drain(self) -> None:
         """Return when what was submitted so far is written, or could not be."""
@@ -150,39 +152,77 @@ class Settlement:
         return await self._transitions.release(self._consumer, items)
 
 
-async def _persist(batcher: Batcher[Item, str], item: Item) -> str:
-    pause, warned = 0.1, False
-    while True:
-        try:
-            return await batcher.submit(item)
-        except StreamsQueueError as error:
-            if not warned:
-                logger.warning("an outcome cannot be written at present, trying on: %s", error)
-            warned = True
-            await anyio.sleep(pause)
-            pause = min(pause * 2, 2.0)
+def _persistent(
+    send: Callable[[Sequence[Item]], Awaitable[Sequence[str]]],
+) -> Callable[[Sequence[Item]], Awaitable[Sequence[str]]]:
+    async def send_until_answered(items: Sequence[Item]) -> Sequence[str]:
+        pause, warned = 0.1, False
+        while True:
+            try:
+                return await send(items)
+            except StreamsQueueError as error:
+                if not warned:
+                    logger.warning("%d outcomes cannot be written at present, trying on: %s", len(items), error)
+                warned = True
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+
+    return send_until_answered
 
 
 class Execution(Generic[Payload]):
-    """A delivery that a handler works on now. `current` finds it from inside the handler."""
+    """A delivery that a handler works on now, in a task of its own. `current` finds it from inside the handler."""
 
     def __init__(self, delivery: Delivery, message: Message[Payload], settlement: Settlement, policy: Policy) -> None:
         self.lease, self.fields = delivery
         self.message = message
-        self.scope = anyio.CancelScope()
         self.loop = asyncio.get_running_loop()
         """Where it is to be finished, whichever loop the handler may run in another thread."""
+        self.interrupted = False
+        """The worker wants the handler to end: what it did not do by then is for another run."""
+        self.too_slow = False
         self.lost = False
-        """Another worker may have the message: cancelled, and nothing is written any more."""
+        """Another worker may have the message: nothing is written any more."""
         self.settled: str | None = None
         """The answer to the one finishing transition, once there was one."""
         self._settlement = settlement
         self._policy = policy
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def prefix(self) -> str:
         """Of the queue that the message is in: another may have one with the same id."""
         return self._settlement.prefix
+
+    def begin(self, timeout: float) -> None:
+        """From here on the calling task can be interrupted, and has so many seconds."""
+        self._task = asyncio.current_task()
+        self._timer = self.loop.call_later(timeout, self._time_out)
+        if self.interrupted:
+            self._cancel()
+
+    def end(self) -> None:
+        """The handler is over: nothing cancels the task any more."""
+        self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def interrupt(self) -> None:
+        """Cancel the handler, now or when it begins."""
+        self.interrupted = True
+        self._cancel()
+
+    def _time_out(self) -> None:
+        self.too_slow = True
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is None or self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = self.loop.call_later(CANCELLED_AGAIN_AFTER, self._cancel)
+        self._task.cancel()
 
     async def settle(self, outcome: Outcome) -> bool:
         """Finish the message; False when it is finished already, or lost."""
@@ -238,41 +278,48 @@ def decoded(
 
 
 async def handle(
-    execution: Execution[Payload], handler: Handler[Payload], timeout: float, interrupted: Callable[[], bool]
+    execution: Execution[Payload], handler: Handler[Payload], timeout: float, ending: Callable[[], bool]
 ) -> Outcome:
     """Run the handler and name its outcome.
 
-    A cancellation of our own, which `interrupted` tells, goes through; one that the handler asked for itself is its
-    failure, and ends with it.
+    The cancellation of an interrupted handler goes through, and so does that of a loop that is `ending`. One that the
+    handler asked for itself is its failure, and ends with it.
     """
     failpoints.hit("before_handler")
-    outcome = await _outcome(execution, handler, timeout, interrupted)
-    task = asyncio.current_task()
-    if task is not None and task.cancelling() and not interrupted():
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)
-        while task.uncancel():
-            pass
-    return outcome
+    try:
+        return await _outcome(execution, handler, timeout, ending)
+    finally:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() and not ending():
+            await _forget_cancellation(task)
+
+
+async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
+    """One that has not come through yet must not end what follows the handler."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.uncancel():
+        pass
 
 
 async def _outcome(
-    execution: Execution[Payload], handler: Handler[Payload], timeout: float, interrupted: Callable[[], bool]
+    execution: Execution[Payload], handler: Handler[Payload], timeout: float, ending: Callable[[], bool]
 ) -> Outcome:
     token = current.set(execution)
+    execution.begin(timeout)
     try:
-        with anyio.move_on_after(timeout) as limit:
-            return Completed(encoded_result(execution.message.id, await handler(execution.message)))
-        assert limit.cancelled_caught
-        return Failed(execution.next_delay(), "timeout", f"the handler took longer than {timeout:g} s")
+        return Completed(encoded_result(execution.message.id, await handler(execution.message)))
     except asyncio.CancelledError:
-        if interrupted():
+        if execution.interrupted or ending():
             raise
+        if execution.too_slow:
+            return Failed(execution.next_delay(), "timeout", f"the handler took longer than {timeout:g} s")
         return Failed(execution.next_delay(), "error", "the handler raised CancelledError")
     except BaseException as error:  # noqa: BLE001
         # SystemExit and KeyboardInterrupt too: one message must not end a worker that holds others.
         return failure(execution, error)
     finally:
+        execution.end()
         current.reset(token)
 
 

@@ -5,7 +5,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -71,10 +71,10 @@ class LeaseKeeper:
         """Renew no more; returns at once."""
         self._stop.set()
 
-    def hold(self, lease: Lease) -> None:
-        """Renew this lease too."""
+    def hold(self, leases: Iterable[Lease]) -> None:
+        """Renew these leases too."""
         with self._lock:
-            self._table.add(lease)
+            self._table.update(leases)
 
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""

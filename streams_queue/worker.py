@@ -33,9 +33,14 @@ from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.queue import Queue
-from streams_queue.transitions import Claimed, Delivery
+from streams_queue.transitions import Claimed
 
 logger = logging.getLogger(__name__)
+
+PART = 25
+"""Slots that are filled by one claim, or a third of all where that is more: one part is claimed, while another is worked
+on and a third is settled.
+"""
 
 
 class Worker(Generic[Payload]):
@@ -103,6 +108,9 @@ class Worker(Generic[Payload]):
         self._handler: Handler[Payload] | None = None
         self._transitions = queue.transitions
         self._executions: dict[Lease, Execution[Payload] | None] = {}
+        """What it holds; None stands for what cannot be decoded, and is being given up."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: BaseException | None = None
         self._alone = False
         self._running = False
         self._answered_at = -math.inf
@@ -177,7 +185,7 @@ class Worker(Generic[Payload]):
             raise ConfigurationError("this worker has no handler: decorate one with @worker.handler")
         if self._running:
             raise ConfigurationError("this worker runs already: make another one to run beside it")
-        self._running, self._answered_at = True, -math.inf
+        self._running, self._answered_at, self._broken = True, -math.inf, None
         try:
             self.consumer = consumer_name()
             await self.queue.open()
@@ -208,31 +216,34 @@ class Worker(Generic[Payload]):
                 background.start_soon(run.maintenance.run)
                 background.start_soon(self._give_signs, run.keeper)
                 background.start_soon(self._count_losses)
-                async with anyio.create_task_group() as handlers:
+                try:
                     async with anyio.create_task_group() as claiming:
                         # In a task of its own: who cancels this one does not cut off a claim under way.
-                        claiming.start_soon(self._claim, run, handlers, claiming.cancel_scope, burst)
+                        claiming.start_soon(self._claim, run, claiming.cancel_scope, burst)
                         try:
                             await self._stopping.wait()
                         finally:
                             run.claimer.hurry()
                         claiming.cancel_scope.cancel()
-                    await self._drain(run, handlers)
+                    with anyio.move_on_after(self._grace):
+                        await self._all_done()
+                finally:
+                    await self._end_handlers(run)
                 background.cancel_scope.cancel()
         finally:
             run.keeper.stop()
             await self._leave(run)
+        if self._broken is not None:
+            raise self._broken
 
     # ---- taking messages into free slots
 
-    async def _claim(
-        self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, scope: anyio.CancelScope, burst: bool
-    ) -> None:
+    async def _claim(self, run: "_Run[Payload]", scope: anyio.CancelScope, burst: bool) -> None:
         upkept = False  # by this burst, with nothing coming into line
         while True:
             free = await self._free_slots()
             claimed = await run.claimer.claim(free, self._executions)
-            self._start(run, handlers, claimed)
+            self._start(run, claimed)
             if claimed.looked_at:
                 upkept = False
             elif burst and self._executions:
@@ -244,7 +255,7 @@ class Worker(Generic[Payload]):
             elif claimed.paused:
                 await self._wait_for_change(self._poll_interval)
             else:
-                self._start(run, handlers, await run.claimer.wait(free, self._executions))
+                self._start(run, await run.claimer.wait(free, self._executions))
 
     async def _free_slots(self) -> int:
         if self._alone:
@@ -252,7 +263,7 @@ class Worker(Generic[Payload]):
             self._alone = False
         while self._full:
             await self._wait_for_change(None)
-        return self._concurrency - len(self._executions)
+        return min(self._concurrency - len(self._executions), max(PART, math.ceil(self._concurrency / 3)))
 
     @property
     def _full(self) -> bool:
@@ -270,37 +281,48 @@ class Worker(Generic[Payload]):
         with anyio.move_on_after(timeout):
             await self._changed.wait()
 
-    def _start(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup, claimed: Claimed) -> None:
+    def _start(self, run: "_Run[Payload]", claimed: Claimed) -> None:
+        run.keeper.hold(delivery.lease for delivery in claimed.deliveries)
         for delivery in claimed.deliveries:
-            self._executions[delivery.lease] = None
             failpoints.hit("after_read")
-            run.keeper.hold(delivery.lease)
-            handlers.start_soon(self._work, run, delivery, name=f"message {delivery.lease.id}")
+            lease = delivery.lease
+            execution = decoded(delivery, self.queue.codec, run.settlement, self.policy)
+            if isinstance(execution, Rejected):
+                self._executions[lease] = None
+                work = self._give_up(run, lease, execution)
+            else:
+                self._executions[lease] = execution
+                work = self._work(run, execution)
+            task = run.loop.create_task(work, name=f"message {lease.id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
         # A suspect runs with nothing beside it. For one that waits while all workers are busy, the one whose turn it is
         # to look after the queue runs empty.
         self._alone = any(map(is_suspect, claimed.deliveries)) or (claimed.suspects_wait and run.maintenance.in_turn)
 
     # ---- working on one
 
-    async def _work(self, run: "_Run[Payload]", delivery: Delivery) -> None:
+    async def _give_up(self, run: "_Run[Payload]", lease: Lease, outcome: Rejected) -> None:
         try:
-            execution = decoded(delivery, self.queue.codec, run.settlement, self.policy)
-            if isinstance(execution, Rejected):
-                await run.settlement.settle(delivery.lease, execution)
-                return
-            self._executions[delivery.lease] = execution
-            with execution.scope:
-                await self._execute(run, execution)
+            await run.settlement.settle(lease, outcome)
         finally:
-            run.keeper.drop(delivery.lease)
-            del self._executions[delivery.lease]
-            self._changed.set()
+            self._let_go(run, lease)
+
+    async def _work(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
+        try:
+            await self._execute(run, execution)
+        finally:
+            self._let_go(run, execution.lease)
+
+    def _let_go(self, run: "_Run[Payload]", lease: Lease) -> None:
+        run.keeper.drop(lease)
+        del self._executions[lease]
 
     async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
         try:
-            outcome = await handle(execution, run.handler, self.policy.timeout, run.interrupted)
+            outcome = await handle(execution, run.handler, self.policy.timeout, run.ending)
         except asyncio.CancelledError:
-            # Ours: the lease is lost, the grace period over, or the worker cancelled. `release` knows which.
+            # The lease is lost, the grace period over, or the worker cancelled. `release` knows which.
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
                 await execution.release()
             raise
@@ -309,12 +331,20 @@ class Worker(Generic[Payload]):
         if execution.settled in NOT_WRITTEN:
             self._say_lost(execution.lease, taken_out=execution.settled == "gone")
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._broken = error
+            self.stop(0)
+
     def _lost(self, lease: Lease) -> None:
         execution = self._executions.get(lease)
         if execution is None or execution.settled is not None or execution.lost:
             return
         execution.lost = True
-        execution.scope.cancel()
+        execution.interrupt()
         self._say_lost(lease)
 
     def _say_lost(self, lease: Lease, *, taken_out: bool = False) -> None:
@@ -342,20 +372,26 @@ class Worker(Generic[Payload]):
 
     # ---- leaving
 
-    async def _drain(self, run: "_Run[Payload]", handlers: anyio.abc.TaskGroup) -> None:
-        """Wait for handlers, then interrupt them; what is being settled has a moment more."""
-        with anyio.move_on_after(self._grace):
-            await self._all_done()
-        for execution in self._executions.values():
-            if execution is not None and execution.settled is None:
-                execution.scope.cancel()
-        with anyio.move_on_after(HAND_BACK_WITHIN):
-            await self._all_done()
-        await self._give_back_stubborn(run)
-        handlers.cancel_scope.cancel()
+    async def _end_handlers(self, run: "_Run[Payload]") -> None:
+        """Interrupt those that are left. One that does not heed it keeps this worker, but not its message."""
+        cancelled = False
+        with anyio.CancelScope(shield=True):
+            for execution in self._executions.values():
+                if execution is not None and execution.settled is None:
+                    execution.interrupt()
+            with anyio.move_on_after(HAND_BACK_WITHIN):
+                await self._all_done()
+            await self._give_back_stubborn(run)
+            while self._tasks:
+                try:
+                    await asyncio.wait(self._tasks)
+                except asyncio.CancelledError:
+                    cancelled = True
+            self._executions.clear()  # of a task that was cancelled before it began
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def _give_back_stubborn(self, run: "_Run[Payload]") -> None:
-        """A handler that swallows its cancellation keeps this worker, but not its message."""
         leases, stubborn = [], 0
         for lease, execution in self._executions.items():
             if execution is not None and execution.settled == "releasing":
@@ -371,7 +407,7 @@ class Worker(Generic[Payload]):
             await run.claimer.release(leases)
 
     async def _all_done(self) -> None:
-        while self._executions:
+        while self._tasks:
             await self._wait_for_change(None)
 
     async def _leave(self, run: "_Run[Payload]") -> None:
@@ -408,12 +444,12 @@ class _Run(Generic[Payload]):
         self.settlement = Settlement(transitions, consumer, worker.policy)
         self.keeper = LeaseKeeper(queue.settings, queue.keys, consumer, worker._lease, worker._lost, worker._renewed)
         self.maintenance = Maintenance(transitions, consumer, worker._lease, worker.policy)
+        self.loop = asyncio.get_running_loop()
         self._host = asyncio.current_task()
 
-    def interrupted(self) -> bool:
-        """Whether the worker interrupts the calling handler, which may also have cancelled itself."""
-        ended = self._host is not None and self._host.cancelling() > 0  # as at the end of `asyncio.run`
-        return ended or anyio.current_effective_deadline() == -math.inf
+    def ending(self) -> bool:
+        """Whether the worker's own task was cancelled, as at the end of `asyncio.run`."""
+        return self._host is not None and self._host.cancelling() > 0
 
 
 def consumer_name() -> str:

@@ -120,14 +120,38 @@ async def test_too_slow():
     )
 
 
-async def test_our_own_cancellation_goes_through():
+async def test_an_interruption_goes_through():
     run = execution()
-    outcome = None
-    with run.scope:
-        run.scope.cancel()
-        outcome = await handle(run, lambda message: asyncio.sleep(5), 5.0, lambda: True)
-    assert outcome is None
-    assert run.scope.cancelled_caught
+    asyncio.get_running_loop().call_soon(run.interrupt)
+    with pytest.raises(asyncio.CancelledError):
+        await outcome_of(lambda message: asyncio.sleep(5), run)
+    await asyncio.sleep(0)  # it ended with the handler
+
+
+async def test_who_was_interrupted_before_it_began_does_not_get_far():
+    run = execution()
+    run.interrupt()
+    with pytest.raises(asyncio.CancelledError):
+        await outcome_of(lambda message: asyncio.sleep(5), run)
+
+
+async def test_who_goes_on_in_spite_of_it_is_cancelled_again(monkeypatch):
+    monkeypatch.setattr("streams_queue.execution.CANCELLED_AGAIN_AFTER", 0.01)
+    heard = 0
+
+    async def stubborn(message):
+        nonlocal heard
+        while heard < 3:
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                heard += 1
+        return heard
+
+    run = execution()
+    asyncio.get_running_loop().call_soon(run.interrupt)
+    assert await outcome_of(stubborn, run) == Completed(b"3")
+    await asyncio.sleep(0.05)  # nothing is left of it
 
 
 async def test_an_undecodable_body():
