@@ -15,7 +15,8 @@ from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, Fields, decode_values
 from streams_queue.errors import InvalidMessage, StreamsQueueError
-from streams_queue.model import Lease, Message, Payload
+from streams_queue.model import Lease, Message, Payload, Status
+from streams_queue.observation import Result
 from streams_queue.queue import RESULT_LIMIT
 from streams_queue.transitions import Delivery, Failure, Transitions
 
@@ -333,6 +334,25 @@ def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejecte
     trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
     logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, trace)
     return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))
+
+
+def end_of(execution: Execution[Any], outcome: Outcome | None) -> tuple[Result, str, str]:
+    """How a run ended, why, and its error's text; without an outcome it was interrupted."""
+    if execution.lost or execution.settled in NOT_WRITTEN:
+        return "lost", "", ""
+    match outcome:
+        case None:
+            return "handed_back", "", ""
+        case Failed(_, reason, error):
+            return "failed", reason, error
+        case Rejected(reason, error):
+            return "rejected", reason, error
+    match execution.settled:  # a handler that returned may have settled its message before, by the documented API
+        case Status.RETRY:
+            return "failed", "error", ""
+        case Status.ERROR:
+            return "rejected", "rejected", ""
+    return "completed", "", ""
 
 
 def encoded_result(id: str, value: Any) -> bytes:

@@ -142,10 +142,18 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
     """Ids on ``P:lost``: their bodies ran out."""
     paused: bool
+    oldest_waiting: float | None
+    """Seconds that the oldest message which no worker holds has stood in line: since it was accepted, or since its
+    retry or its delay was due. None where none waits. What an outsider put into main counts from when it was found."""
+    workers: int
+    """Workers that gave a sign within a lease."""
     counters: dict[str, int]
     """``total_messages``, ``retry_count``, ``dlq_messages`` (documented), ``completed_messages``, ``removed_messages``,
     ``expired_messages``, ``requeued_messages``, ``recovered_messages``, ``adopted_messages``, ``duplicate_messages``
     ``lost_leases`` and whatever else programs count there. One that is not a number is left out."""
+    died: dict[str, int]
+    """Dead letters by the reason for which they were given up, requeued ones included; a reason that was never met is
+    left out. In `counters` each has the prefix ``dead_``."""
     edits: dict[str, int]
     """What outsiders did to the documented keys and the engine has mended, by kind: ``added``, ``entry_lost``,
     ``taken_out``, ``unlocked``, ``locked``, ``two_places``, ``damaged``, ``claimed_elsewhere``; a kind that was never

@@ -6,7 +6,7 @@ Arguments of another shape than a script takes fail here, before Redis sees them
 import itertools
 import math
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -30,9 +30,6 @@ BATCH = 500
 
 _BATCH_BYTES = 4 << 20
 _CLAIM_BYTES = 8 << 20
-
-_OUTSIDE = "outside_"
-"""What the names of counters of outside edits begin with."""
 
 _COUNTER = re.compile(rb"-?\d{1,19}")
 
@@ -473,12 +470,13 @@ class Transitions:
 
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
-        main, processing, retry, scheduled, dead, lost, paused, counters = await self._run(scripts.STATS, ())
+        reply = await self._run(scripts.STATS, ())
+        main, processing, retry, scheduled, dead, lost, paused, counters, oldest, workers = reply
         numbers = {name: int(raw) for name, raw in fields_of(counters).items() if _COUNTER.fullmatch(raw)}
-        edits = {name.removeprefix(_OUTSIDE): n for name, n in numbers.items() if name.startswith(_OUTSIDE)}
         return Stats(
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
-            paused=bool(paused), counters=numbers, edits=edits,
+            paused=bool(paused), oldest_waiting=float(oldest) if oldest else None, workers=workers, counters=numbers,
+            died=_with_prefix("dead_", numbers), edits=_with_prefix("outside_", numbers),
         )  # fmt: skip
 
     async def oldest(self) -> Oldest:
@@ -515,6 +513,14 @@ class Transitions:
         tail = [*removed, *fields]
         answer = await self._run(scripts.AMEND, (id, repr(died), len(removed)), (), [self.keys.message(id)], [tail])
         return cast(bytes, answer).decode()
+
+    async def time(self) -> float:
+        """The server's clock, in epoch seconds."""
+        with self._translated():
+            answer = await self.connection.ask("TIME", near=self.keys.prefix)
+        if answer is None:
+            raise ConfigurationError(f"queue {self.keys.prefix!r}: the user may not run TIME")
+        return int(answer[0]) + int(answer[1]) / 1_000_000
 
     async def in_line(self, id: str) -> bool:
         """Whether the message stands in main."""
@@ -632,6 +638,10 @@ class Transitions:
             raise
         except UnicodeEncodeError as error:
             raise InvalidMessage(f"an argument cannot be encoded: {error}") from error
+
+
+def _with_prefix(prefix: str, counters: Mapping[str, int]) -> dict[str, int]:
+    return {name.removeprefix(prefix): count for name, count in counters.items() if name.startswith(prefix)}
 
 
 def _row_of_new(m: NewMessage) -> tuple[_Argument, ...]:

@@ -25,6 +25,7 @@ from streams_queue.execution import (
     Rejected,
     Settlement,
     decoded,
+    end_of,
     handle,
     is_suspect,
 )
@@ -32,15 +33,19 @@ from streams_queue.inspection import report
 from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
+from streams_queue.observation import Observation
 from streams_queue.queue import Queue
 from streams_queue.transitions import Claimed
 
 logger = logging.getLogger(__name__)
 
 PART = 25
-"""Slots that are filled by one claim, or a third of all where that is more: one part is claimed, while another is worked
+"""Slots that are filled by one claim, or a third of all where that is more: one part is claimed while another is worked
 on and a third is settled.
 """
+
+CLOCK_EVERY = 60.0
+"""Seconds between two looks at the server's clock, while somebody observes."""
 
 
 class Worker(Generic[Payload]):
@@ -106,6 +111,7 @@ class Worker(Generic[Payload]):
         self._grace = grace
         self._poll_interval = poll_interval
         self._handler: Handler[Payload] | None = None
+        self.observation = Observation(queue.keys.prefix)
         self._transitions = queue.transitions
         self._executions: dict[Lease, Execution[Payload] | None] = {}
         """What it holds; None stands for what cannot be decoded, and is being given up."""
@@ -114,6 +120,7 @@ class Worker(Generic[Payload]):
         self._alone = False
         self._running = False
         self._answered_at = -math.inf
+        self._signed_at = math.inf
         self._losses = 0
         """Deliveries that were lost, and not counted yet."""
         self._lost_some = asyncio.Event()
@@ -146,6 +153,23 @@ class Worker(Generic[Payload]):
         silence = time.monotonic() - self._answered_at
         at_work = self._running and not self._stopping.is_set()
         return at_work and silence <= self._lease / 2 + self._poll_interval
+
+    @property
+    def live(self) -> bool:
+        """Whether its event loop runs: False once it gave no sign for a lease, as in a handler that blocks or a
+        deadlock. True while the worker is not at work. May be asked from another thread, and should be.
+        """
+        return self.silence <= self._lease
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last sign of its event loop, which gives three a lease; 0 while it is not at work."""
+        return max(0.0, time.monotonic() - self._signed_at)
+
+    @property
+    def busy(self) -> int:
+        """Handlers that run now, those included whose outcome is being written."""
+        return len(self._executions)
 
     def handler(self, function: Handler[Payload]) -> Handler[Payload]:
         """Decorator: the coroutine function that works on a message.
@@ -193,7 +217,7 @@ class Worker(Generic[Payload]):
             logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
             await self._work_on(_Run(self, self._handler), burst)
         finally:
-            self._running = False
+            self._running, self._signed_at = False, math.inf
             self._stopping.clear()
 
     async def _join(self) -> None:
@@ -216,6 +240,7 @@ class Worker(Generic[Payload]):
                 background.start_soon(run.maintenance.run)
                 background.start_soon(self._give_signs, run.keeper)
                 background.start_soon(self._count_losses)
+                background.start_soon(self._keep_time)
                 try:
                     async with anyio.create_task_group() as claiming:
                         # In a task of its own: who cancels this one does not cut off a claim under way.
@@ -282,12 +307,14 @@ class Worker(Generic[Payload]):
             await self._changed.wait()
 
     def _start(self, run: "_Run[Payload]", claimed: Claimed) -> None:
+        self.observation.ask()
         run.keeper.hold(delivery.lease for delivery in claimed.deliveries)
         for delivery in claimed.deliveries:
             failpoints.hit("after_read")
             lease = delivery.lease
             execution = decoded(delivery, self.queue.codec, run.settlement, self.policy)
             if isinstance(execution, Rejected):
+                logger.warning("message %s cannot be decoded: %s", lease.id, execution.error)
                 self._executions[lease] = None
                 work = self._give_up(run, lease, execution)
             else:
@@ -319,6 +346,8 @@ class Worker(Generic[Payload]):
         del self._executions[lease]
 
     async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
+        observation, outcome = self.observation, None
+        watched = observation.listening and observation.watch(execution.lease, execution.message, execution.fields)
         try:
             outcome = await handle(execution, run.handler, self.policy.timeout, run.ending)
         except asyncio.CancelledError:
@@ -326,6 +355,9 @@ class Worker(Generic[Payload]):
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
                 await execution.release()
             raise
+        finally:
+            if watched:
+                watched.end(*end_of(execution, outcome))
         if execution.settled is None:  # the handler may have settled it by a call of the documented API
             await execution.settle(outcome)
         if execution.settled in NOT_WRITTEN:
@@ -352,6 +384,16 @@ class Worker(Generic[Payload]):
         if not taken_out:
             self._losses += 1
             self._lost_some.set()
+
+    async def _keep_time(self) -> None:
+        """Know the server's clock, where somebody wants to know how long messages wait."""
+        while True:
+            if self.observation.observers:
+                try:
+                    self.observation.set_clock(await self._transitions.time())
+                except StreamsQueueError as error:
+                    logger.debug("the server's clock could not be read: %s", error)
+            await anyio.sleep(CLOCK_EVERY)
 
     async def _count_losses(self) -> None:
         while True:
@@ -425,6 +467,7 @@ class Worker(Generic[Payload]):
 
     async def _give_signs(self, keeper: LeaseKeeper) -> None:
         while True:
+            self._signed_at = time.monotonic()
             keeper.sign()
             await anyio.sleep(self._lease / 3)
 

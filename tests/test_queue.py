@@ -630,7 +630,7 @@ async def test_stats_add_up(queue, redis, prefix):
     stats = await queue.stats()
     wanted = {
         "total_messages": 7, "duplicate_messages": 1, "removed_messages": 1, "completed_messages": 5, "dlq_messages": 1,
-        "retry_count": 1, "others": 7,
+        "dead_rejected": 1, "retry_count": 1, "others": 7,
     }  # fmt: skip
     assert {name: count for name, count in stats.counters.items() if count} == wanted
     assert (stats.main, stats.processing, stats.dead) == (0, 0, 1)

@@ -65,12 +65,14 @@ def stats(
 
 def _facts(stats: Stats) -> Iterator[tuple[str, str]]:
     for name, value in msgspec.to_builtins(stats).items():
-        if name == "edits":  # they stand among the counters
+        if name in {"died", "edits"}:  # they stand among the counters
             continue
         if isinstance(value, dict):  # the counters
             yield from ((str(counter), str(count)) for counter, count in sorted(value.items()))
         elif isinstance(value, bool):
             yield name, "yes" if value else "no"
+        elif name == "oldest_waiting":
+            yield name, "none" if value is None else f"{value:.1f} s"
         else:
             yield name, str(value)
 

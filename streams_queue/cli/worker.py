@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import anyio
@@ -24,6 +26,7 @@ EPILOG = """\
 Examples:
   streams-queue worker myapp.jobs:worker
   streams-queue worker myapp.jobs:worker --concurrency 8
+  streams-queue worker myapp.jobs:worker --metrics-port 9400
   REDIS_URL=redis://cache:6379/0 streams-queue worker myapp.jobs:worker
 
 \b
@@ -56,6 +59,13 @@ def worker(
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when nothing is left to do now.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="How much is logged to stderr.")] = LogLevel.INFO,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Serve /metrics, /load, /live and /ready on this port; 0 is any free one."),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to serve them; 0.0.0.0 is everywhere.")
+    ] = "127.0.0.1",
 ) -> None:
     """Work on a queue's messages. Start it again, anywhere, to go faster."""
     log_to_stderr(log_level)
@@ -68,9 +78,26 @@ def worker(
                 "embedded:// is a server of this process alone: nobody else can send messages to this worker; "
                 "name one that all can reach, for example by REDIS_URL"
             )
-        loop.run(serve(loaded, burst=burst))
+        with nullcontext() if metrics_port is None else monitored(loaded, metrics_host, metrics_port):
+            loop.run(serve(loaded, burst=burst))
     except StreamsQueueError as error:
         fail_by(error)
+
+
+@contextmanager
+def monitored(worker: Worker[Any], host: str, port: int) -> Iterator[None]:
+    """Serve the worker's health and numbers meanwhile.
+
+    Raises:
+        ConfigurationError: prometheus_client is not installed, or it is impossible to listen there.
+    """
+    from streams_queue import metrics, monitor  # noqa: PLC0415  (the extra may be absent)
+
+    if not metrics.is_observed(worker):  # as by the application
+        metrics.observe(worker)
+    with monitor.Monitor(worker, host=host, port=port) as served:
+        logger.info("health and metrics of the worker: http://%s", served.address)
+        yield
 
 
 async def serve(worker: Worker[Any], *, burst: bool) -> None:

@@ -3,24 +3,6 @@
 -- ARGV     (none)
 -- RETURNS  {server time, time since when it stands in line, or "" where nobody waits}
 --- include house
-local since
-local function meet(entry)
-  local came = tonumber(string.match(entry, '^%d+')) / 1000
-  if not since or came < since then since = came end
-end
-
-for _, letter in ipairs(PRIORITIES) do
-  local stream, after = STREAMS[letter], '-'
-  for _, group in ipairs(info_about('GROUPS', stream)) do
-    if group.name == GROUP then
-      after = '(' .. group['last-delivered-id']
-      for keeper in pairs(NO_WORKERS) do
-        local kept = call('XPENDING', stream, GROUP, '-', '+', 1, keeper)[1]
-        if kept then meet(kept[1]) end
-      end
-    end
-  end
-  local first = call('XRANGE', stream, after, '+', 'COUNT', 1)[1]
-  if first then meet(first[1]) end
-end
+--- include flight
+local since = waiting_since()
 return {seconds(server_time()), since and seconds(since) or ''}

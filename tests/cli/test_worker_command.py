@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,3 +242,68 @@ def test_concurrency_is_checked_wherever_it_is_set(start):
     with pytest.raises(ConfigurationError, match=r"concurrency=1\.5"):
         Worker(worker.queue, concurrency=1.5)  # type: ignore[arg-type]
     assert worker.concurrency == 3
+
+
+# ---- health and metrics
+
+
+def served_at(process: subprocess.Popen[str]) -> str:
+    """Where a worker says that it serves its health and metrics."""
+    assert process.stderr
+    for line in process.stderr:
+        if "health and metrics" in line:
+            return line.rstrip().rpartition(" ")[2]
+    raise AssertionError("the worker does not say where")
+
+
+def fetched(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def test_a_worker_serves_its_health_and_metrics(start, queue, folder, prefix):
+    await queue.enqueue_many([{"gate": 1}, {}])
+    process = start("jobs:worker", "--metrics-port", "0")
+    url = served_at(process)
+    assert url.startswith("http://127.0.0.1:")
+    wait_until(lambda: started(folder), what="handler started")
+    assert fetched(f"{url}/live")[0] == 200
+    assert fetched(f"{url}/ready") == (200, '{"ready": true}\n')
+    load = json.loads(fetched(f"{url}/load")[1])
+    assert (load["queue"], load["busy"], load["slots"], load["waiting"]) == (prefix, 1, 1, 1)
+    status, text = fetched(f"{url}/metrics")
+    assert status == 200
+    assert f'streams_queue_worker_messages_started_total{{queue="{prefix}"}} 1.0' in text
+    assert "process_cpu_seconds_total" in text, "the application's own metrics are there, too"
+    assert "streams_queue_depth" not in text, "what a queue counts comes from one place, not from each worker"
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: fetched(f"{url}/ready")[0] == 503, what="not ready once it stops")
+    assert fetched(f"{url}/live")[0] == 200
+    (folder / "open").touch()
+    code, log = end(process)
+    assert code == 0, log
+
+
+async def test_a_port_in_use_or_none_at_all(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, log = end(start("jobs:worker", "--metrics-port", str(port)))
+    assert code == 2
+    assert log.startswith(f"error: cannot listen on 127.0.0.1 port {port}: ")
+    assert end(start("jobs:worker", "--metrics-port", "70000")) == (2, "error: port 70000 is not from 0 to 65535\n")
+    code, log = end(start("jobs:worker", "--metrics-port", "0", "--metrics-host", "nowhere.invalid"))
+    assert code == 2
+    assert log.startswith("error: cannot listen on nowhere.invalid port 0: ")
+
+
+async def test_without_what_metrics_need(start, folder):
+    (folder / "prometheus_client.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'prometheus_client'\", name='prometheus_client')"
+    )
+    code, log = end(start("jobs:worker", "--metrics-port", "0"))
+    assert code == 2
+    assert log == 'error: metrics need prometheus_client: pip install "streams-queue[metrics]"\n'
+    assert end(start("jobs:worker", "--burst"))[0] == 0

@@ -498,7 +498,7 @@ async def test_strip_makes_of_the_engine_s_messages_old_ones(prepared: Moving):
         "msg:s": plain("s", "retry", next_retry="now+400"),
         "msg:d": plain("d", "error", error="oops", moved_to_dlq_at="now"),
         "dedup:k": "p",
-        "stats": {"total_messages": 6, "retry_count": 1, "dlq_messages": 1},
+        "stats": {"total_messages": 6, "retry_count": 1, "dlq_messages": 1, "dead_rejected": 1},
         "ttl": {"dedup:k": DEDUP_EXPIRY, "msg:d": 1000, "msg:h": 500},
     }
     before = await prepared.table()

@@ -113,7 +113,7 @@ async def test_retries_are_counted_and_past_the_limit_is_a_dead_letter(queue: Qu
             "a", "error", "n", retry_count="2", next_retry="now+100", error="oops", last_error="oops",
             last_error_time="now", moved_to_dlq_at="now", _sq_reason="error", _sq_deliveries="3", _sq_settled="n*/3",
         ),
-        "stats": {"total_messages": 1, "retry_count": 2, "dlq_messages": 1},
+        "stats": {"total_messages": 1, "retry_count": 2, "dlq_messages": 1, "dead_error": 1},
         "meta": META,
         "ttl": {"msg:a": DEAD_LETTER_TTL},
     }  # fmt: skip
@@ -215,7 +215,7 @@ async def test_processing_becomes_a_dead_letter(queue: Queue):
             "a", "error", "l", user_id="u1", error="too slow", moved_to_dlq_at="now",
             _sq_ttl="60", dedup_key="dedup:k", _sq_deliveries="1", _sq_reason="timeout", _sq_settled="l*/1",
         ),
-        "stats": {"total_messages": 1, "dlq_messages": 1},
+        "stats": {"total_messages": 1, "dlq_messages": 1, "dead_timeout": 1},
         "meta": {**META, "user_index": "1"},
         "ttl": {"msg:a": DEAD_LETTER_TTL},
     }  # fmt: skip
@@ -248,7 +248,7 @@ async def test_a_dead_letter_becomes_queued_its_counts_anew(queue: Queue):
         "lock:first": "w2",
         "dedup:k": "a",
         "user:u1": ["a"],
-        "stats": {"total_messages": 2, "dlq_messages": 1, "requeued_messages": 1},
+        "stats": {"total_messages": 2, "dlq_messages": 1, "dead_error": 1, "requeued_messages": 1},
         "meta": {**META, "user_index": "1"},
         "ttl": {"msg:a": 60, "lock:first": 30, "dedup:k": DEDUP_EXPIRY, "user:u1": 60},
     }
@@ -283,7 +283,7 @@ async def test_a_dead_letter_without_a_body_is_expired_by_requeue(queue: Queue):
     assert await queue.table() == {
         "lost": {"a": "now"},
         "done:a": "expired\n\n",
-        "stats": {"total_messages": 1, "dlq_messages": 1, "expired_messages": 1},
+        "stats": {"total_messages": 1, "dlq_messages": 1, "dead_rejected": 1, "expired_messages": 1},
         "meta": META,
         "ttl": {"done:a": 60},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -139,7 +140,40 @@ async def test_stats_are_the_counts_of_one_moment(queue: Queue):
     stats = await queue.transitions.stats()
     assert (stats.main, stats.processing, stats.retry, stats.scheduled, stats.dead, stats.lost) == (3, 1, 1, 1, 1, 0)
     assert stats.paused is True
-    assert stats.counters == {"total_messages": 7, "completed_messages": 1, "dlq_messages": 1, "retry_count": 1}
+    assert stats.counters == {
+        "total_messages": 7, "completed_messages": 1, "dlq_messages": 1, "dead_rejected": 1, "retry_count": 1,
+    }  # fmt: skip
+    assert stats.died == {"rejected": 1}
+    assert stats.workers == 1
+
+
+async def test_the_oldest_that_waits_is_one_that_no_worker_holds(queue: Queue):
+    assert (await queue.transitions.stats()).oldest_waiting is None
+    await queue.enqueue("held")
+    (held,) = await queue.claim()
+    await asyncio.sleep(0.2)
+    assert (await queue.transitions.stats()).oldest_waiting is None
+    await queue.enqueue("waiting", "behind it", priority="high")
+    await asyncio.sleep(0.2)
+    await queue.enqueue("newer")
+    assert 0.2 <= await oldest(queue) < 0.4
+    await queue.release(held)
+    assert await oldest(queue) >= 0.4, "what was handed back has its old place in line"
+    await queue.claim(count=4)
+    assert (await queue.transitions.stats()).oldest_waiting is None
+
+
+async def test_the_oldest_waits_where_nobody_has_joined(unjoined: Queue):
+    await unjoined.enqueue("a")
+    await asyncio.sleep(0.1)
+    assert await oldest(unjoined) >= 0.1
+    assert (await unjoined.transitions.stats()).workers == 0
+
+
+async def oldest(queue: Queue) -> float:
+    age = (await queue.transitions.stats()).oldest_waiting
+    assert age is not None
+    return age
 
 
 async def test_stats_of_nothing_at_all(unjoined: Queue):

@@ -63,7 +63,7 @@ async def test_past_the_delivery_limit_it_becomes_a_dead_letter(queue: Queue):
             moved_to_dlq_at="now", dedup_key="dedup:k", _sq_ttl="60", _sq_deliveries="2", _sq_crashes="2",
             _sq_suspect="1", _sq_reason="crash",
         ),
-        "stats": {"total_messages": 1, "recovered_messages": 1, "dlq_messages": 1},
+        "stats": {"total_messages": 1, "recovered_messages": 1, "dlq_messages": 1, "dead_crash": 1},
         "meta": META,
         "ttl": {"msg:a": DEAD_LETTER_TTL},
     }  # fmt: skip

@@ -8,3 +8,25 @@ local function in_flight(letter)
   end
   return held
 end
+
+-- Since when the message waits that has stood in line for the longest, by the server's clock; nothing where none waits.
+-- Waiting is what no worker holds: not delivered yet, or kept by one of those who are nobody. An entry's id says when it
+-- came into line.
+local function waiting_since()
+  local since
+  local function meet(entry)
+    local came = entry and tonumber(string.match(entry[1], '^%d+')) / 1000
+    if came and (not since or came < since) then since = came end
+  end
+  for _, letter in ipairs(PRIORITIES) do
+    local stream, after = STREAMS[letter], '-'
+    for _, group in ipairs(info_about('GROUPS', stream)) do
+      if group.name == GROUP then
+        after = '(' .. group['last-delivered-id']
+        for keeper in pairs(NO_WORKERS) do meet(call('XPENDING', stream, GROUP, '-', '+', 1, keeper)[1]) end
+      end
+    end
+    meet(call('XRANGE', stream, after, '+', 'COUNT', 1)[1])
+  end
+  return since
+end

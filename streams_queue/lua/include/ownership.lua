@@ -66,6 +66,7 @@ local function bury(id, body, now, dead_letter_ttl, reason, error)
   free_slot(body, id)
   forget_user(body, id)
   count('dlq_messages')
+  count('dead_' .. reason)
   tell(body._sq_listener, id, 'error', error)
 end
 
