@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
-from helpers import LEASE, Handler, Held, queue_at, running, until, work, worker_of
+from helpers import SOON, Handler, Held, queue_at, running, until, work, worker_of
 from streams_queue import ConfigurationError, Reject, Retry, Worker
 from streams_queue.metrics import (
     BUCKETS,
@@ -262,8 +262,8 @@ async def test_the_wait_is_since_a_message_came_into_line_by_the_server_s_clock(
         await queue.enqueue({}, delay=0.5)
         await until(lambda: len(waits) == 2, what="it was worked on")
     wait, age = waits
-    assert wait < 0.4
-    assert 0.5 <= age < 5
+    assert age - wait >= 0.49, "the delay is in the age alone"
+    assert 0 <= wait < SOON
 
 
 async def test_an_observer_that_fails_touches_no_message(queue, caplog):
@@ -347,7 +347,7 @@ async def test_a_blocked_event_loop_is_seen_from_outside(queue):
             blocked = asked.wait(10)  # blocks the loop
             assert blocked
             assert answers[-1].json["live"] is False
-            assert answers[-1].json["silence"] > 0.6
+            assert answers[-1].json["silence"] >= 0.6
             asker.join()
             await until(lambda: worker.live, what="the worker is live again")
 
@@ -432,6 +432,3 @@ def queue_of(prefix: str) -> Any:
     from streams_queue import Queue  # noqa: PLC0415
 
     return Queue(prefix, url="redis://127.0.0.1:1")
-
-
-assert LEASE < 5, "the tests above wait for leases"
