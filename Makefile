@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test clients check chaos rehearsal demo clean
+.PHONY: help venv test clients check chaos bench rehearsal demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: $(STAMP)  ## lint, formatting, types, import rules
 chaos: $(STAMP)  ## every fault at full size, into docs/reliability.md; ARGS="--only 1,20b" chooses
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
+bench: $(STAMP)  ## ours beside other queues, into docs/benchmarks.md; ARGS="--only finish --peers arq" chooses
+	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
 rehearsal: $(STAMP)  ## the guide to moving in, followed on an old queue; ARGS=1000000 says how long
 	PYTHONPATH=tests $(BIN)/python -m migrations.rehearsal $(ARGS)
 
@@ -48,5 +51,5 @@ demo: $(RUNNABLE)  ## a queue at work, on a server of its own
 	$(BIN)/streams-queue demo
 
 clean:  ## remove everything that was built here
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,309 @@
+"""What is measured: each function here fills a part of the figures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from bench.peers import OURS, Missing, Peer
+from bench.programs.common import Task, run
+from bench.programs.ours import FEW, PREFIX
+from bench.runs import Bench, Failed
+from migrations.old_state import OldState
+from streams_queue import Queue
+from streams_queue_compat import chat_api_queue
+
+SHORT, LONG = 10_000, 1_000_000
+"""Messages that wait, in a short line and in a long one."""
+
+WAITING = 50_000
+"""Messages of which the memory is measured."""
+
+REACTIONS = 200
+LOOK_UPS = 500
+IDLE_SECONDS = 20.0
+
+
+class Row(NamedTuple):
+    """A line of the table of targets."""
+
+    work: str
+    target: str
+    measured: str
+    met: bool | None
+
+
+class Pair(NamedTuple):
+    """Ours and a peer, one after the other: messages a second."""
+
+    ours: float
+    theirs: float
+
+
+@dataclass
+class Figures:
+    """All that was measured."""
+
+    rows: list[Row] = field(default_factory=list)
+    finish: dict[str, list[Pair]] = field(default_factory=dict)
+    enqueue: dict[str, list[Pair]] = field(default_factory=dict)
+    batch: dict[str, list[Pair]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Peers that were not run, and why."""
+    commands: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Calls and microseconds of each command inside Redis, for one message."""
+
+    def add(self, work: str, target: str, measured: str, met: bool | None) -> None:
+        row = Row(work, target, measured, met)
+        self.rows.append(row)
+        say(f"{work}: {measured} (target {target})")
+
+
+def say(words: str) -> None:
+    print(words, flush=True)
+
+
+def ratio(pairs: Iterable[Pair]) -> float:
+    """How many times as fast ours is: the median over the pairs."""
+    return statistics.median(pair.ours / pair.theirs for pair in pairs)
+
+
+# ---- beside other queues
+
+
+def beside_peers(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
+    """Enqueue from 32 callers, and finish it: ours and each peer, one after the other, pair by pair."""
+    for peer in peers:
+        try:
+            peer.command()
+            for _ in range(bench.options.pairs):
+                ours, theirs = _enqueued_and_finished(bench, OURS), _enqueued_and_finished(bench, peer)
+                figures.enqueue.setdefault(peer.name, []).append(Pair(ours.enqueued, theirs.enqueued))
+                figures.finish.setdefault(peer.name, []).append(Pair(ours.finished, theirs.finished))
+        except (Missing, Failed) as reason:
+            figures.missing[peer.name] = str(reason)
+            say(f"{peer.name}: not run: {reason}")
+            continue
+        for what, pairs in (("finish", figures.finish[peer.name]), ("enqueue", figures.enqueue[peer.name])):
+            say(f"{peer.name}: {what} {_medians(pairs)}")
+    python = [peer.name for peer in peers if peer.is_python]
+    _against(figures, "finish no-op messages, one worker process", figures.finish, python, 6)
+    _against(figures, "the same", figures.finish, [peer.name for peer in peers if not peer.is_python], 1.5)
+    _against(figures, "`enqueue` from 32 concurrent callers", figures.enqueue, python, 1.5)
+
+
+class _Both(NamedTuple):
+    enqueued: float
+    finished: float
+
+
+def _enqueued_and_finished(bench: Bench, peer: Peer) -> _Both:
+    bench.flush()
+    count = max(100, round(bench.options.messages * peer.share))
+    return _Both(bench.fill(peer, count), bench.work(peer, count).rate)
+
+
+def in_batches(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
+    """`enqueue_many` beside the peers' batch calls."""
+    able = [peer for peer in peers if peer.batches and peer.name not in figures.missing]
+    for peer in able:
+        try:
+            for _ in range(bench.options.pairs):
+                rates = []
+                for who in (OURS, peer):
+                    bench.flush()
+                    rates.append(bench.fill(who, round(bench.options.messages * who.share), "fill-many"))
+                figures.batch.setdefault(peer.name, []).append(Pair(*rates))
+        except (Missing, Failed) as reason:
+            figures.missing[peer.name] = str(reason)
+            say(f"{peer.name}: not run: {reason}")
+            continue
+        say(f"{peer.name}: batches {_medians(figures.batch[peer.name])}")
+    _against(figures, "`enqueue_many`", figures.batch, ["streaq"], 3)
+    _against(figures, "the same", figures.batch, [peer.name for peer in able if peer.name != "streaq"], 1.2)
+
+
+def _against(figures: Figures, work: str, pairs: dict[str, list[Pair]], names: list[str], target: float) -> None:
+    """A row for the fastest of these: the one that we are least ahead of."""
+    ratios = {name: ratio(pairs[name]) for name in names if pairs.get(name)}
+    if not ratios:
+        return
+    fastest = min(ratios, key=lambda name: ratios[name])
+    lead = ratios[fastest]
+    figures.add(f"{work}, against {fastest}", f"{target:g} x", f"{lead:.2f} x", lead >= target)
+
+
+def _medians(pairs: list[Pair]) -> str:
+    ours, theirs = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    return f"{theirs:,.0f}/s, ours {ours:,.0f}/s, {ratio(pairs):.2f} x"
+
+
+# ---- ours alone
+
+
+def share(bench: Bench, figures: Figures) -> None:
+    """How near Redis is to its limit while we finish messages."""
+    shares = []
+    for _ in range(bench.options.pairs):
+        bench.flush()
+        bench.fill(OURS, bench.options.messages, "fill-many")
+        shares.append(bench.work(OURS, bench.options.messages).server)
+    share = statistics.median(shares)
+    figures.add("share of one Redis core in use while finishing", "85 %", f"{share:.0%}", share >= 0.85)
+
+
+def reaction(bench: Bench, figures: Figures) -> None:
+    """From `enqueue` to the start of the handler, on an idle queue, in round trips of the same client."""
+
+    async def measured() -> tuple[float, float]:
+        trips, starts = [], []
+        async with Queue(PREFIX, url=bench.url) as queue:
+            with bench.running(OURS, "react", 0) as running:
+                for number in range(REACTIONS + 20):
+                    await asyncio.sleep(0.02)  # the worker waits in its read again
+                    began = time.perf_counter()
+                    await queue.connection.client.execute_command("PING")
+                    trips.append(time.perf_counter() - began)
+                    await asyncio.sleep(0.02)
+                    await queue.enqueue({"sent": time.monotonic_ns(), "number": number})
+                    starts.append((await asyncio.to_thread(running.heard))["seconds"])
+        return statistics.median(trips[20:]), statistics.median(starts[20:])
+
+    bench.flush()
+    trip, start = run(measured())
+    figures.add(
+        f"`enqueue` to handler start on an idle queue, median ({start * 1e6:,.0f} µs), in bare round trips of the same "
+        f"client ({trip * 1e6:,.0f} µs)",
+        "2.5", f"{start / trip:.2f}", start / trip <= 2.5,
+    )  # fmt: skip
+
+
+def long_line(bench: Bench, figures: Figures, waiting: int = LONG) -> None:
+    """Throughput and position look-up with many waiting against few; then the memory of the worker that ends it all."""
+    bench.flush()
+    burst = bench.options.messages
+    few = run(_waiting(bench, 1, SHORT))
+    many = run(_waiting(bench, 2, waiting))
+    throughput, look_up = [], []
+    for _ in range(bench.options.pairs):
+        rates = []
+        for database in (1, 2):
+            run(_waiting(bench, database, burst))
+            rates.append(bench.work(OURS, burst, database).rate)
+        throughput.append(rates[1] / rates[0])
+        look_up.append(run(_look_ups(bench, 2, many)) / run(_look_ups(bench, 1, few)))
+    work = f"throughput with {waiting:,} waiting against {SHORT:,} waiting"
+    figures.add(work, "0.9 x", f"{statistics.median(throughput):.2f} x", statistics.median(throughput) >= 0.9)
+    times = statistics.median(look_up)
+    figures.add("position look-up likewise", "1.5 x the time", f"{times:.2f} x", times <= 1.5)
+    with bench.running(OURS, "grow", waiting, 2) as running:
+        small, large = (float(running.heard()["bytes"]) for _ in range(2))
+    bench.flush()
+    growth = large / small
+    work = f"worker memory after {waiting:,} messages against after {FEW:,} ({small / 2**20:.0f} MiB)"
+    figures.add(work, "1.1 x", f"{growth:.2f} x", growth <= 1.1)
+
+
+async def _waiting(bench: Bench, database: int, count: int) -> list[str]:
+    """Enqueue so many; some of their ids, the last ones, which stay for longest."""
+    task = Task("", count, bench.options.bytes)
+    ids: list[str] = []
+    async with Queue(PREFIX, url=bench.url_of(database)) as queue:
+        for batch in task.batches():
+            ids = [receipt.id for receipt in await queue.enqueue_many([task.payload(number) for number in batch])]
+    return ids
+
+
+async def _look_ups(bench: Bench, database: int, ids: list[str]) -> float:
+    """Seconds that a look-up takes, median."""
+    times = []
+    async with Queue(PREFIX, url=bench.url_of(database)) as queue:
+        for id in random.choices(ids, k=LOOK_UPS):
+            began = time.perf_counter()
+            await queue.position(id)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def memory(bench: Bench, figures: Figures) -> None:
+    """Redis memory for a waiting message against the old layout alone: what the old code wrote for the same message."""
+    task = Task("", WAITING, bench.options.bytes)
+    payloads = [task.payload(number) for number in range(WAITING)]
+
+    def old(**fields: Callable[[int], Any]) -> None:
+        state = OldState(bench.raw, PREFIX)
+        for number in range(WAITING):
+            state.queued(str(uuid.uuid4()), **{name: of(number) for name, of in fields.items()})
+        state.flush()
+
+    async def native(ttl: float | None) -> None:
+        async with Queue(PREFIX, url=bench.url, ttl=ttl) as queue:
+            await queue.enqueue_many(payloads)
+
+    async def chat() -> None:
+        for first in range(0, WAITING, 500):
+            await asyncio.gather(*(
+                chat_api_queue.enqueue_chat_request(
+                    f"user-{number}", f"message {number}", "telegram", "-100", "123:secret", "5", "private", "77"
+                )
+                for number in range(first, first + 500)
+            ))  # fmt: skip
+        await chat_api_queue._chat.queue.close()
+
+    def used(write: Callable[[], Any]) -> float:
+        bench.flush()
+        before = bench.memory()
+        write()
+        return (bench.memory() - before) / WAITING
+
+    plain = {name: (lambda number, name=name: payloads[number][name]) for name in payloads[0]}
+    before, now, bounded = used(lambda: old(**plain)), used(lambda: run(native(None))), used(lambda: run(native(3600)))
+    figures.add(
+        f"Redis memory for a waiting message, against the old layout alone: native ({now:,.0f} and {before:,.0f} "
+        f"bytes, {bounded:,.0f} with a TTL, as the old one had)",
+        "1.10 x", f"{now / before:.2f} x", now / before <= 1.10,
+    )  # fmt: skip
+    os.environ["STREAMS_QUEUE_URL"] = bench.url
+    before = used(lambda: old(chat=lambda number: (f"user-{number}", f"message {number}")))
+    now = used(lambda: run(chat()))
+    figures.add(
+        f"the same: chat queue with its index of users ({now:,.0f} and {before:,.0f} bytes)",
+        "1.25 x", f"{now / before:.2f} x", now / before <= 1.25,
+    )  # fmt: skip
+    bench.flush()
+
+
+def commands(bench: Bench, figures: Figures) -> None:
+    """Time inside Redis for one message, `enqueue` from 32 callers to finished, by command."""
+    bench.flush()
+    count, before = bench.options.messages, bench.command_times()
+    bench.fill(OURS, count)
+    bench.work(OURS, count)
+    used = {
+        name: ((calls - before.get(name, (0, 0.0))[0]) / count, (spent - before.get(name, (0, 0.0))[1]) / count)
+        for name, (calls, spent) in bench.command_times().items()
+    }
+    figures.commands = {name: cost for name, cost in used.items() if cost[1] >= 0.005}
+    scripts = sum(spent for name, (_, spent) in used.items() if name in ("eval", "evalsha"))
+    figures.add("commands' time inside Redis for one message, enqueue to finish", "reported", f"{scripts:.1f} µs", None)
+
+
+def idle(bench: Bench, figures: Figures) -> None:
+    """Requests a second of one idle worker, which sweeps."""
+    bench.flush()
+    requests = 0
+    with bench.running(OURS, "react", 0):
+        time.sleep(5)  # it has joined, looked at the server, and swept for the first time
+        with bench.client.monitor() as monitor:
+            until = time.monotonic() + IDLE_SECONDS
+            while time.monotonic() < until:
+                requests += monitor.next_command()["client_type"] != "lua"
+    rate = requests / IDLE_SECONDS
+    figures.add("requests a second of one idle worker, the one that sweeps included", "2", f"{rate:.1f}", rate <= 2)
