@@ -5,6 +5,7 @@ the two.
 """
 
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -31,6 +32,11 @@ class Script(NamedTuple):
     def sha(self) -> str:
         """What the server calls it."""
         return sha(self.name, self.home)
+
+    @property
+    def commands(self) -> frozenset[str]:
+        """The commands that it may run: what a user who runs it must be allowed."""
+        return commands(self.name, self.home)
 
 
 ENQUEUE = Script(
@@ -96,3 +102,24 @@ def source(name: str, home: str = "streams_queue") -> str:
 def sha(name: str, home: str = "streams_queue") -> str:
     """What the server calls a script."""
     return hashlib.sha1(source(name, home).encode(), usedforsecurity=False).hexdigest()
+
+
+_FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]*\bend$|.*?^end$)", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"\b(?:p?call|try)\('([A-Z]+)'")
+
+
+@cache
+def commands(name: str, home: str = "streams_queue") -> frozenset[str]:
+    """The commands in a script's own lines, and in the functions that these name. Includes bring more than is used."""
+    text = re.sub(r"--.*", "", source(name, home))
+    text = "\n".join(line.rstrip() for line in text.splitlines())
+    functions = {match[1]: match[0] for match in _FUNCTION.finditer(text)}
+    reached, unread = set[str](), [_FUNCTION.sub("", text)]
+    found: set[str] = set()
+    while unread:
+        part = unread.pop()
+        found.update(_COMMAND.findall(part))
+        named = functions.keys() & set(re.findall(r"\w+", part)) - reached
+        reached |= named
+        unread += [functions[function] for function in named]
+    return frozenset(found)
