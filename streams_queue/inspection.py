@@ -386,4 +386,4 @@ def _number(value: Any) -> int:
 
 def size(count: int) -> str:
     """Bytes as people read them."""
-    return f"{count / (1 << 20):.1f} MiB"
+    return f"{count / (1 << 20):.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):.1f} GiB"

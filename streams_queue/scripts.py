@@ -105,7 +105,7 @@ def sha(name: str, home: str = "streams_queue") -> str:
 
 
 _FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]*\bend$|.*?^end$)", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"\b(?:p?call|try)\('([A-Z]+)'")
+_COMMAND = re.compile(r"(?<!\binfo_about)\('([A-Z]{3,})'")  # also where a function of ours hands the name on
 
 
 @cache

@@ -190,6 +190,10 @@ class _Trial:
         yield names.POSITION, lambda: at.positions(_IDS)
         yield names.WATCH, lambda: at.watch(keys.channel("x"), _IDS)
         yield names.FIRST_OF_USER, lambda: at.first_of_user("x")
+        yield names.OF_USER, lambda: at.of_user("x", 1)
+        yield names.OLDEST, at.oldest
+        yield names.WORKERS, lambda: at.workers(1)
+        yield names.AMEND, lambda: at.amend("dead", 0.0, [b"x", b"x"], [])
         yield door.LOOK_AT, lambda: at.look_at("main", START, NO_ENTRIES, samples=1, texts=True)
         yield door.STRAYS, lambda: at.strays(list(_IDS))
         yield door.PREPARE, lambda: at.prepare(index_users=False)

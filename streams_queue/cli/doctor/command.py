@@ -20,11 +20,12 @@ from streams_queue.cli.doctor.check import Check, Verdict
 from streams_queue.cli.doctor.roles import PASSWORD, Role, rule
 from streams_queue.cli.options import refuse_private
 from streams_queue.cli.output import Listing, console, print_json, remark, say
-from streams_queue.cli.terminal import FAILED, MISUSED, LogLevel, code_of, fail, fail_by, log_to_stderr, printable
+from streams_queue.cli.terminal import FAILED, MISUSED, LogLevel, code_of, fail, fail_by, log_to_stderr
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.keys import Keys
 from streams_queue.queue import Queue
+from streams_queue.redaction import printable
 from streams_queue.settings import Settings
 
 WARNED = 4

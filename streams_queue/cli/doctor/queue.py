@@ -11,8 +11,9 @@ from streams_queue.cli.durations import spelt
 from streams_queue.inspection import size
 from streams_queue.model import Stats
 from streams_queue.queue import Queue
+from streams_queue.transitions import Working
 from streams_queue_migrations import verify
-from streams_queue_migrations.door import Consumer, Door
+from streams_queue_migrations.door import Door
 from streams_queue_migrations.verifying import PATIENCE
 
 AnyQueue = Queue[dict[str, Any]]
@@ -52,11 +53,11 @@ async def look_at_growth(queue: AnyQueue) -> Check:
     if not info:
         return _unknown("growth", "The server does not let this user send INFO.", queue, "+info")
     limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
-    whose = "maxmemory" if int(info.get("maxmemory", 0)) else "the machine's memory, as maxmemory is not set"
+    whose = "of maxmemory" if int(info.get("maxmemory", 0)) else "of the machine's memory (maxmemory is not set)"
     free = max(0, limit - int(info.get("used_memory", 0)) + int(info.get("mem_not_counted_for_evict", 0)))
     before = await queue.stats()
     if not _held(before):
-        return Check("growth", Verdict.OK, f"No message is here to be weighed; {size(free)} of {whose} are free.")
+        return Check("growth", Verdict.OK, f"No message is here to be weighed; {size(free)} {whose} are free.")
     weight = await _weigh(queue, _held(before))
     if weight is None:
         return _unknown("growth", "The server does not let this user weigh messages.", queue, "+memory|usage")
@@ -64,8 +65,9 @@ async def look_at_growth(queue: AnyQueue) -> Check:
     after = await queue.stats()
     growth, arrivals = (_held(after) - _held(before)) / MEASURED, (_accepted(after) - _accepted(before)) / MEASURED
     reason = (
-        f"A message takes about {weight.each / 1024:.1f} KiB ({weight.weighed} weighed), so {size(free)} of {whose} "
-        f"have room for {free / weight.each:,.0f} more; measured over {MEASURED:g} s, {arrivals:.1f}/s arrive and the queue "
+        f"A message takes about {weight.each / 1024:.1f} KiB ({weight.weighed} weighed), so {size(free)} {whose} "
+        f"have room for {free / weight.each:,.0f} more; measured over {MEASURED:g} s, {arrivals:.1f}/s arrive "
+        "and the queue "
     )
     if growth <= 0:
         return Check("growth", Verdict.OK, f"{reason}does not grow.")
@@ -107,9 +109,8 @@ async def _usage(queue: AnyQueue, key: str) -> int | None:
 
 async def look_at_workers(queue: AnyQueue) -> Check:
     """Whether somebody works on the queue, and who holds messages without a sign of life."""
-    door, stats = door_of(queue), await queue.stats()
-    lease = float((await door.meta()).get("lease_ms", 0)) / 1000 or _LEASE
-    consumers = _by_name(await door.consumers())
+    stats, lease = await queue.stats(), float((await door_of(queue).meta()).get("lease_ms", 0)) / 1000 or _LEASE
+    consumers = await queue.transitions.workers(1)
     living = [consumer for consumer in consumers if consumer.idle < lease]
     gone = [consumer for consumer in consumers if consumer.idle > _GONE_AFTER * lease]
     holders = [consumer for consumer in gone if consumer.pending]
@@ -139,21 +140,12 @@ async def look_at_workers(queue: AnyQueue) -> Check:
     return Check("workers", Verdict.OK, f"{len(living)} workers live, and hold {stats.processing} messages.")
 
 
-def _by_name(consumers: list[Consumer]) -> list[Consumer]:
-    """Each worker once: it reads three streams."""
-    found: dict[str, Consumer] = {}
-    for name, idle, pending in consumers:
-        known = found.get(name, Consumer(name, idle, 0))
-        found[name] = Consumer(name, min(known.idle, idle), known.pending + pending)
-    return list(found.values())
-
-
-def _names(consumers: list[Consumer]) -> str:
+def _names(consumers: list[Working]) -> str:
     names = [consumer.name for consumer in consumers]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _silence(consumers: list[Consumer]) -> str:
+def _silence(consumers: list[Working]) -> str:
     return spelt(min(consumer.idle for consumer in consumers))
 
 
@@ -166,7 +158,9 @@ async def look_at_agreement(queue: AnyQueue) -> Iterator[Check]:
     failing = [check for check in found.checks if not check.holds and check.name != "holders"]
     if not failing:
         ids = sum(found.ids.values())
-        return iter([Check("agreement", Verdict.OK, f"Every message has a place, a body and an entry: {ids} of {ids}.")])
+        return iter(
+            [Check("agreement", Verdict.OK, f"Every message has a place, a body and an entry: {ids} of {ids}.")]
+        )
     return (
         Check(
             "agreement",

@@ -22,24 +22,25 @@ class Role(StrEnum):
 
 
 READS = frozenset({
-    "EXISTS", "GET", "HGET", "HGETALL", "HKEYS", "HMGET", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XPENDING", "XRANGE",
-    "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",
+    "EXISTS", "GET", "HGET", "HGETALL", "HKEYS", "HMGET", "MGET", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XPENDING",
+    "XRANGE", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",
 })  # fmt: skip
 """Commands that write nothing. A script with another one is not for viewers."""
 
 ALL_SCRIPTS = (*SCRIPTS, *door.SCRIPTS)
 _LOOKS = tuple(script for script in ALL_SCRIPTS if script.commands <= READS)
+_OF_PEOPLE = frozenset({
+    scripts.EXAMINE, scripts.PAGE, scripts.REQUEUE, scripts.AMEND, scripts.OF_USER, scripts.WORKERS,
+})  # fmt: skip
 
 SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
     Role.PRODUCER: (
         scripts.ENQUEUE, scripts.POSITION, scripts.READ, scripts.UPDATE, scripts.REMOVE, scripts.WATCH, scripts.STATS,
         scripts.FIRST_OF_USER,
     ),
-    Role.WORKER: tuple(
-        script for script in SCRIPTS if script not in {scripts.EXAMINE, scripts.PAGE, scripts.REQUEUE}
-    ),
+    Role.WORKER: tuple(script for script in SCRIPTS if script not in _OF_PEOPLE),
     Role.MAINTAINER: (
-        *_LOOKS, scripts.ENQUEUE, scripts.UPDATE, scripts.REMOVE, scripts.REQUEUE, *door.SCRIPTS,
+        *_LOOKS, scripts.ENQUEUE, scripts.UPDATE, scripts.REMOVE, scripts.REQUEUE, scripts.AMEND, *door.SCRIPTS,
     ),
     Role.VIEWER: _LOOKS,
 }  # fmt: skip
