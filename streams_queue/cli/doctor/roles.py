@@ -23,7 +23,8 @@ class Role(StrEnum):
 
 READS = frozenset({
     "EXISTS", "GET", "HGET", "HGETALL", "HKEYS", "HMGET", "MGET", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XPENDING",
-    "XRANGE", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",
+    "XRANGE", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE",
+    "ZSCORE",
 })  # fmt: skip
 """Commands that write nothing. A script with another one is not for viewers."""
 
