@@ -5,7 +5,6 @@ the two.
 """
 
 import hashlib
-import re
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -32,11 +31,6 @@ class Script(NamedTuple):
     def sha(self) -> str:
         """What the server calls it."""
         return sha(self.name, self.home)
-
-    @property
-    def commands(self) -> frozenset[str]:
-        """The commands that it may run: what a user who runs it must be allowed."""
-        return commands(self.name, self.home)
 
 
 ENQUEUE = Script(
@@ -102,24 +96,3 @@ def source(name: str, home: str = "streams_queue") -> str:
 def sha(name: str, home: str = "streams_queue") -> str:
     """What the server calls a script."""
     return hashlib.sha1(source(name, home).encode(), usedforsecurity=False).hexdigest()
-
-
-_FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]*\bend$|.*?^end$)", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"(?<!\binfo_about)\('([A-Z]{3,})'")  # also where a function of ours hands the name on
-
-
-@cache
-def commands(name: str, home: str = "streams_queue") -> frozenset[str]:
-    """The commands in a script's own lines, and in the functions that these name. Includes bring more than is used."""
-    text = re.sub(r"--.*", "", source(name, home))
-    text = "\n".join(line.rstrip() for line in text.splitlines())
-    functions = {match[1]: match[0] for match in _FUNCTION.finditer(text)}
-    reached, unread = set[str](), [_FUNCTION.sub("", text)]
-    found: set[str] = set()
-    while unread:
-        part = unread.pop()
-        found.update(_COMMAND.findall(part))
-        named = functions.keys() & set(re.findall(r"\w+", part)) - reached
-        reached |= named
-        unread += [functions[function] for function in named]
-    return frozenset(found)

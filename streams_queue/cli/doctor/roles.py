@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from streams_queue import scripts
+from streams_queue.cli.doctor.commands import commands_in
 from streams_queue.scripts import SCRIPTS, Script
 from streams_queue_migrations import door
 
@@ -29,7 +30,7 @@ READS = frozenset({
 """Commands that write nothing. A script with another one is not for viewers."""
 
 ALL_SCRIPTS = (*SCRIPTS, *door.SCRIPTS)
-_LOOKS = tuple(script for script in ALL_SCRIPTS if script.commands <= READS)
+_LOOKS = tuple(script for script in ALL_SCRIPTS if commands_in(script) <= READS)
 _OF_PEOPLE = frozenset({
     scripts.EXAMINE, scripts.PAGE, scripts.REQUEUE, scripts.AMEND, scripts.OF_USER, scripts.WORKERS,
 })  # fmt: skip
@@ -62,7 +63,7 @@ PASSWORD = "#SHA256-OF-THE-PASSWORD"  # noqa: S105  (what a person replaces: as 
 
 def commands_of(role: Role) -> frozenset[str]:
     """The commands that the role cannot do without."""
-    return _TO_CONNECT.union(_BESIDE[role], *(script.commands for script in SCRIPTS_OF[role]))
+    return _TO_CONNECT.union(_BESIDE[role], *(commands_in(script) for script in SCRIPTS_OF[role]))
 
 
 def rule(role: Role, user: str, prefixes: Sequence[str]) -> list[str]:
