@@ -220,6 +220,28 @@ def _escaped(name: Any) -> Any:
     return name
 
 
+def changed_fields(
+    fields: Fields, changes: Mapping[str, Any], removed: Iterable[str]
+) -> tuple[list[bytes], list[bytes]]:
+    """What to write in a hash for some other values in its payload, types included, and which fields to take out.
+
+    Raises:
+        InvalidMessage: a value cannot be stored and given back as it is.
+    """
+    written, types = encode_values({_escaped(name): value for name, value in changes.items()})
+    gone = [name for field in removed for name in (field, _escaped(field)) if name in fields and _is_payload(name)]
+    known = _types_in(fields)
+    if known is not None:  # else an old producer's hash, which is read by the old rules
+        left = {name: kind for name, kind in known.items() if name not in written and name not in gone}
+        left |= msgspec.json.decode(types) if types else {}
+        written[_TYPES] = msgspec.json.encode(left) if left else b""
+    return [item for name, value in written.items() for item in (name.encode(), value)], [n.encode() for n in gone]
+
+
+def _is_payload(name: str) -> bool:
+    return name not in ENGINE_FIELDS and not name.startswith("_")
+
+
 class Codec(Generic[Payload]):
     """Payloads of one queue.
 

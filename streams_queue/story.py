@@ -1,4 +1,4 @@
-"""A message's story: all that Redis holds of it."""
+"""A message's story: all that Redis holds of it. And the line, a page at a time."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import msgspec
 from streams_queue.codec import number, text
 from streams_queue.queue import Queue
 from streams_queue.shown import data_of, error_of, result_of
-from streams_queue.transitions import Examined
+from streams_queue.transitions import Examined, Page
 
 Story = dict[str, Any]
 
@@ -77,3 +77,24 @@ def _end(found: Examined) -> dict[str, Any] | None:
     except msgspec.DecodeError:
         shown = None  # the engine writes JSON: this is somebody else's, and may hold anything
     return {"status": text(status), "result": shown, "ttl": found.marker_ttl}
+
+
+async def read_line(queue: Queue[dict[str, Any]], page: Page, before: int) -> list[Story]:
+    """The messages of a page of main, of which `before` stand before it; None for what a body that ran out told."""
+    ids = [place.id for place in page.places]
+    records: list[Story] = []
+    for place, (id, fields) in enumerate(zip(ids, await queue.transitions.read(ids), strict=True), before + 1):
+        message = queue.codec.decode(id, fields) if "timestamp" in fields else None
+        records.append(
+            {
+                "position": place,
+                "id": id,
+                "status": message and message.status.value,
+                "priority": message and message.priority,
+                "enqueued_at": message and message.enqueued_at,
+                "age": message and page.now - message.enqueued_at,
+                "attempts": message and message.attempts,
+                "error": message and error_of(message),
+            }
+        )
+    return records

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streams_queue.cli.durations import duration, spelt
+from streams_queue.cli.durations import duration
 from streams_queue.cli.look import Id, print_story
 from streams_queue.cli.options import EXIT_CODES, DryRun, Json, Prefix, Url, Yes, on_queue, queue_name
 from streams_queue.cli.output import (
@@ -22,6 +22,7 @@ from streams_queue.cli.output import (
     say,
 )
 from streams_queue.cli.terminal import FAILED, MISUSED, fail
+from streams_queue.durations import spelt
 from streams_queue.letters import (
     DELETE,
     REQUEUE,

@@ -4,15 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from streams_queue.cli.durations import spelt
 from streams_queue.cli.options import EXIT_CODES, Json, Prefix, Url, on_queue
-from streams_queue.cli.output import Column, Listing, Record, print_facts, print_json, remark, say
+from streams_queue.cli.output import Column, Listing, print_facts, print_json, remark, say
 from streams_queue.cli.story import facts_of
 from streams_queue.cli.terminal import FAILED, fail
+from streams_queue.durations import spelt
 from streams_queue.queue import Queue
-from streams_queue.shown import BODIES, error_of
-from streams_queue.story import Story, story_of
-from streams_queue.transitions import Page
+from streams_queue.shown import BODIES
+from streams_queue.story import Story, read_line, story_of
 
 PEEK_EPILOG = f"""\
 \b
@@ -71,32 +70,12 @@ def peek(
 async def _peek(queue: Queue[dict[str, Any]], limit: int, as_json: bool) -> None:
     with Listing(_PEEK, as_json=as_json) as listing:
         async for page in queue.transitions.walk("main", count=min(limit, BODIES)):
-            records = await _line(queue, page, listing.length)
+            records = await read_line(queue, page, listing.length)
             listing.add(records[: limit - listing.length])
             if listing.length >= limit:
                 break
     if not listing.length:
         remark("nobody is in line")
-
-
-async def _line(queue: Queue[dict[str, Any]], page: Page, before: int) -> list[Record]:
-    ids = [place.id for place in page.places]
-    records: list[Record] = []
-    for number, (id, fields) in enumerate(zip(ids, await queue.transitions.read(ids), strict=True), before + 1):
-        message = queue.codec.decode(id, fields) if "timestamp" in fields else None
-        records.append(
-            {
-                "position": number,
-                "id": id,
-                "status": message and message.status.value,
-                "priority": message and message.priority,
-                "enqueued_at": message and message.enqueued_at,
-                "age": message and page.now - message.enqueued_at,
-                "attempts": message and message.attempts,
-                "error": message and error_of(message),
-            }
-        )
-    return records
 
 
 def position(id: Id, prefix: Prefix = None, url: Url = None, as_json: Json = False) -> None:

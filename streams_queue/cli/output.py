@@ -3,8 +3,6 @@
 Whatever is printed here cannot steer a terminal. Secrets are hidden before it comes here: see `shown.py`.
 """
 
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from rich.text import Text
 
 from streams_queue.cli.terminal import FAILED, MISUSED, fail
 from streams_queue.redaction import printable
+from streams_queue.shown import json_of
 
 Record = Mapping[str, Any]
 """One line of an answer, as its JSON has it."""
@@ -39,24 +38,6 @@ def remark(line: str) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     _write(json_of(value) + "\n")
-
-
-def json_of(value: Any) -> str:
-    """The value as JSON in one line of printable ASCII; what JSON cannot hold (bytes, NaN) as the nearest it can."""
-    return json.dumps(_for_json(value)).replace("\x7f", "\\u007f")
-
-
-def _for_json(value: Any) -> Any:
-    match value:
-        case bytes():
-            return value.decode(errors="backslashreplace")
-        case float() if not math.isfinite(value):
-            return None
-        case Mapping():
-            return {str(key): _for_json(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [_for_json(item) for item in value]
-    return value
 
 
 def _write(text: str) -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from streams_queue.cli.durations import moment, spelt
+from streams_queue.durations import moment, spelt
 from streams_queue.story import Story
 
 

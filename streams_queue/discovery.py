@@ -1,0 +1,41 @@
+"""Which queues a database has."""
+
+import re
+
+from streams_queue.connection import Connection, translated
+from streams_queue.errors import ConfigurationError
+from streams_queue.keys import Keys
+
+_KEY = re.compile(rb"(.+?):(?:queue:(?:main|retry|scheduled|dlq)|(meta))", re.DOTALL)
+
+_STEP = 1000
+
+
+async def discover(connection: Connection) -> list[str]:
+    """The prefixes of queues that have messages, or that a worker has joined, in order.
+
+    Reads the names of all keys by SCAN, which holds up nobody. Prefixes that no queue of ours may have are left out.
+
+    Raises:
+        QueueUnavailable: the server does not answer.
+    """
+    found: set[str] = set()
+    with translated():
+        for pattern, kind in (("*:queue:*", "zset"), ("*:meta", "hash")):
+            async for key in connection.client.scan_iter(pattern, count=_STEP, _type=kind):
+                match = _KEY.fullmatch(key)
+                if match and (match[2] is None or await _is_joined(connection, key)):
+                    found.add(match[1].decode(errors="replace"))
+    return sorted(prefix for prefix in found if _is_ours(prefix, connection))
+
+
+async def _is_joined(connection: Connection, meta: bytes) -> bool:
+    return bool(await connection.client.hexists(meta.decode(errors="surrogateescape"), "schema"))
+
+
+def _is_ours(prefix: str, connection: Connection) -> bool:
+    try:
+        keys = Keys(prefix)
+    except ConfigurationError:
+        return False
+    return keys.has_hash_tag or not connection.is_cluster
