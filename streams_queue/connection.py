@@ -164,6 +164,23 @@ class Connection:
             except exceptions.ResponseError:  # forbidden, renamed, or never there
                 return None
 
+    async def refusal(self, command: str, *arguments: str, near: str) -> str | None:
+        """Why this user may not send the command, in the server's words; None where he may, whatever its answer was.
+
+        Only after `open`. On Cluster the node that owns the key `near` is asked.
+
+        Raises:
+            QueueUnavailable: no answer came.
+        """
+        client = self.client
+        target = {"target_nodes": _owner(client, near)} if isinstance(client, RedisCluster) else {}
+        with translated():
+            try:
+                await client.execute_command(command, *arguments, **target)
+            except exceptions.ResponseError as error:
+                return str(error) if _is_denied(error) else None
+        return None
+
     async def drop(self, client: Redis | RedisCluster) -> None:
         """Close one client that `reader` gave."""
         if client in self._clients:
@@ -422,6 +439,10 @@ _DENIED_WORDS = (
 )
 
 
+def _is_denied(error: BaseException) -> bool:
+    return isinstance(error, _DENIED) or any(words in str(error) for words in _DENIED_WORDS)
+
+
 def translate(error: BaseException) -> StreamsQueueError:
     """The exception of ours for one of redis-py's or the operating system's.
 
@@ -433,7 +454,7 @@ def translate(error: BaseException) -> StreamsQueueError:
     if isinstance(error, MasterNotFoundError):
         # Some versions of redis-py go on with the repr of each client, password included.
         text = f"{text.partition(' : ')[0]} (Sentinels that ask for a password are not supported)"
-    if isinstance(error, _DENIED) or any(words in text for words in _DENIED_WORDS):
+    if _is_denied(error):
         return ConfigurationError(f"the server denied access: {text}")
     if isinstance(error, exceptions.DataError):
         return InvalidMessage(f"an argument cannot be sent to Redis: {text}")

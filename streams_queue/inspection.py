@@ -100,7 +100,7 @@ ACL_FAULTS = (
 """Of use to those alone who do not connect as the user default: the file is read with that user's rights."""
 
 
-class _Server(NamedTuple):
+class Server(NamedTuple):
     """What a server said of itself. What it may not say is missing."""
 
     address: Address
@@ -110,6 +110,7 @@ class _Server(NamedTuple):
 
     @property
     def embedded(self) -> bool:
+        """Whether it is a server of this process's own."""
         return self.address.kind == "embedded"
 
     @property
@@ -121,10 +122,12 @@ class _Server(NamedTuple):
 
     @property
     def product(self) -> str:
+        """``redis`` or ``valkey``."""
         return "valkey" if "valkey_version" in self.info else "redis"
 
     @property
     def version(self) -> str:
+        """Of the product; empty where it does not say."""
         return str(self.info.get(f"{self.product}_version", ""))
 
 
@@ -136,13 +139,26 @@ async def inspect(connection: Connection, prefix: str) -> list[Finding]:
     Raises:
         QueueUnavailable: it does not answer.
     """
-    server = _Server(
+    return findings_of(await ask(connection, prefix))
+
+
+async def ask(connection: Connection, prefix: str) -> Server:
+    """What the server of this queue says of itself, in two round trips, or three on Cluster.
+
+    Raises:
+        QueueUnavailable: it does not answer.
+    """
+    return Server(
         connection.settings.address,
         info=await connection.ask("INFO", near=prefix) or {},
         # One pattern, since 6.2 takes no more: appendonly, appendfsync, save, stop-writes-..., and no password.
         config=await connection.ask("CONFIG GET", "[as][pat]*", near=prefix) or {},
         cluster=(await connection.ask("CLUSTER INFO", near=prefix) or {}) if connection.is_cluster else {},
     )
+
+
+def findings_of(server: Server) -> list[Finding]:
+    """What is worth knowing of it."""
     return [finding for look in _LOOKS if (finding := look(server)) is not None]
 
 
@@ -185,7 +201,7 @@ def upgrade(product: str, version: str) -> str:
 # ---- what is looked at
 
 
-def _unseen(server: _Server) -> Finding | None:
+def _unseen(server: Server) -> Finding | None:
     if server.info:
         return None
     return Finding(
@@ -197,7 +213,7 @@ def _unseen(server: _Server) -> Finding | None:
     )
 
 
-def _version(server: _Server) -> Finding | None:
+def _version(server: Server) -> Finding | None:
     faults = [] if server.embedded else faults_of(server.product, server.version)
     if not faults:
         return None
@@ -212,7 +228,7 @@ def _version(server: _Server) -> Finding | None:
     )
 
 
-def _default_user(server: _Server) -> Finding | None:
+def _default_user(server: Server) -> Finding | None:
     faults = faults_of(server.product, server.version, ACL_FAULTS)
     if not faults or server.address.username in {None, "default"} or not server.appends:
         return None
@@ -229,14 +245,14 @@ def _default_user(server: _Server) -> Finding | None:
     )
 
 
-def _eviction(server: _Server) -> Finding | None:
+def _eviction(server: Server) -> Finding | None:
     policy, limit = server.info.get("maxmemory_policy", "noeviction"), _number(server.info.get("maxmemory"))
     if policy == "noeviction":
         return None
     return Finding(
         "eviction",
         Severity.DANGER if limit else Severity.NOTE,
-        f"maxmemory-policy is {policy}, and maxmemory is {_size(limit) if limit else 'not set'}.",
+        f"maxmemory-policy is {policy}, and maxmemory is {size(limit) if limit else 'not set'}.",
         "When memory is full, the server deletes messages and locks to make room."
         if limit
         else "Once somebody sets maxmemory, the server will delete messages and locks to make room.",
@@ -244,7 +260,7 @@ def _eviction(server: _Server) -> Finding | None:
     )
 
 
-def _memory(server: _Server) -> Finding | None:
+def _memory(server: Server) -> Finding | None:
     limit = _number(server.info.get("maxmemory"))
     used = _number(server.info.get("used_memory")) - _number(server.info.get("mem_not_counted_for_evict"))
     if not limit or used < NEARLY_FULL * limit:
@@ -252,13 +268,13 @@ def _memory(server: _Server) -> Finding | None:
     return Finding(
         "memory",
         Severity.WARNING,
-        f"{_size(used)} of {_size(limit)} are used, {used / limit:.0%} of maxmemory.",
+        f"{size(used)} of {size(limit)} are used, {used / limit:.0%} of maxmemory.",
         "When it is full, new messages are refused.",
         "CONFIG SET maxmemory to more, or find out what fills it: redis-cli --bigkeys.",
     )
 
 
-def _persistence(server: _Server) -> Finding | None:
+def _persistence(server: Server) -> Finding | None:
     if server.appends is not False or (server.embedded and not server.address.path):
         return None
     snapshots = server.config.get("save")
@@ -275,7 +291,7 @@ def _persistence(server: _Server) -> Finding | None:
     )
 
 
-def _fsync(server: _Server) -> Finding | None:
+def _fsync(server: Server) -> Finding | None:
     if not server.appends or server.config.get("appendfsync") != "no":
         return None
     return Finding(
@@ -287,7 +303,7 @@ def _fsync(server: _Server) -> Finding | None:
     )
 
 
-def _append(server: _Server) -> Finding | None:
+def _append(server: Server) -> Finding | None:
     status = server.info.get("aof_last_write_status", "ok")
     if status == "ok":
         return None
@@ -300,7 +316,7 @@ def _append(server: _Server) -> Finding | None:
     )
 
 
-def _snapshot(server: _Server) -> Finding | None:
+def _snapshot(server: Server) -> Finding | None:
     status = server.info.get("rdb_last_bgsave_status", "ok")
     if status == "ok":
         return None
@@ -316,7 +332,7 @@ def _snapshot(server: _Server) -> Finding | None:
     )
 
 
-def _replica(server: _Server) -> Finding | None:
+def _replica(server: Server) -> Finding | None:
     if server.info.get("role") != "slave":
         return None
     primary = f"{server.info.get('master_host', '?')}:{server.info.get('master_port', '?')}"
@@ -329,7 +345,7 @@ def _replica(server: _Server) -> Finding | None:
     )
 
 
-def _cluster(server: _Server) -> Finding | None:
+def _cluster(server: Server) -> Finding | None:
     state = server.cluster.get("cluster_state", "ok")
     if state == "ok":
         return None
@@ -342,7 +358,7 @@ def _cluster(server: _Server) -> Finding | None:
     )
 
 
-_LOOKS: tuple[Callable[[_Server], Finding | None], ...] = (
+_LOOKS: tuple[Callable[[Server], Finding | None], ...] = (
     _unseen,
     _replica,
     _cluster,
@@ -368,5 +384,6 @@ def _number(value: Any) -> int:
         return 0
 
 
-def _size(count: int) -> str:
-    return f"{count / (1 << 20):.1f} MiB"
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / (1 << 20):.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):.1f} GiB"

@@ -11,7 +11,7 @@ import anyio
 from streams_queue import failpoints
 from streams_queue.errors import StreamsQueueError
 from streams_queue.execution import Policy
-from streams_queue.reconciliation import Reconciliation
+from streams_queue.reconciliation import ADOPTED_TTL, Reconciliation
 from streams_queue.transitions import Transitions, Turn
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 INTERVAL = 1.0
 """Seconds between two rounds, on average (a sixth of the lease, where that is shorter)."""
 
-SPREAD = (0.8, 1.2)
+SPREAD = (0.9, 1.3)
 """What each of these waits is multiplied by, at random, so that a fleet does not march in step."""
 
 TURN = 3.0
@@ -53,11 +53,14 @@ class Maintenance:
         self._policy = policy
         self.in_turn = False
         """Whether this worker is the one that looks after the queue now."""
+        self.messages_wait = False
+        """Whether a claim finds what a blocking read does not: what was handed back, and what must run alone."""
         self._turn = min(TURN, lease / 2)
         self._answered_at = -math.inf
         self._sweep_at = 0.0
         self._prune_at = 0.0
         self._more_due = False
+        self._pending = True
         self._edits: dict[str, int] | None = None
         self._edits_seen_at = 0.0
         self._reconciliation = Reconciliation(transitions, policy)
@@ -85,8 +88,8 @@ class Maintenance:
     async def _turns(self) -> bool:
         await self._take_turn()
         if self.in_turn:
-            await self.round()
-        return self._more_due
+            await self._sweep_and_prune(full=False)
+        return self.in_turn and self._more_due
 
     async def _passes(self) -> bool:
         """Beside the rounds: a pass over a long queue holds up nothing."""
@@ -100,11 +103,18 @@ class Maintenance:
 
         Where this worker has seen the server answer all the time, only another maintainer has gone: no need to wait.
         """
-        turn = await self._transitions.turn(self._consumer, self._turn)
+        done = await self._transitions.upkeep(
+            self._consumer, self._turn, adopted_ttl=ADOPTED_TTL, dedup_expiry=self._policy.dedup_expiry
+        )
         unseen, self._answered_at = self._now() - self._answered_at, self._now()
-        self.in_turn = turn is not Turn.ANOTHERS
-        if turn is Turn.BEGINS and unseen > self.lease / 2:
+        self.in_turn, self.messages_wait = done.turn is not Turn.ANOTHERS, done.waiting
+        if done.turn is Turn.BEGINS and unseen > self.lease / 2:
             self._sweep_at = self._now() + self.lease
+        if self.in_turn:
+            self._more_due, self._pending = done.more_due, done.pending
+            self._reconciliation.looked_at_newest(done.newest)
+        if done.promoted:
+            failpoints.hit("mid_promote")
 
     async def resign(self) -> None:
         """Leave the upkeep to another worker at once."""
@@ -112,12 +122,16 @@ class Maintenance:
 
     async def round(self, *, full: bool = False) -> int:
         """Do what is due (everything, when `full`); the number of messages that came into line by it."""
-        now, maintainer = self._now(), self._consumer if self.in_turn else ""
         moved = await self.promote(PROMOTE_WITHIN if not full else math.inf)
         moved += await (self._reconciliation.look_at_all() if full else self._reconciliation.look_at_newest())
-        if full or now >= self._sweep_at:
+        self._pending = True
+        return moved + await self._sweep_and_prune(full)
+
+    async def _sweep_and_prune(self, full: bool) -> int:
+        now, moved = self._now(), 0
+        if full or (self._pending and now >= self._sweep_at):
             self._sweep_at = now + max(INTERVAL, self.lease / 6)
-            moved += await self.sweep(maintainer)
+            moved = await self.sweep(self._consumer if self.in_turn else "")
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             await self._transitions.prune("", idle=max(PRUNE_EVERY, 10 * self.lease))

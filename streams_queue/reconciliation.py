@@ -36,14 +36,18 @@ class Reconciliation:
         self._gap = _SHORTEST_GAP
 
     async def look_at_newest(self) -> int:
-        """What came lately; the number of messages given an entry. Begins a pass where one is due."""
+        """What came lately; the number of messages given an entry."""
         newest = await self._step("")
+        self.looked_at_newest(newest)
+        return newest.adopted
+
+    def looked_at_newest(self, newest: Reconciled) -> None:
+        """Take note of such a look. Begins a pass where one is due."""
         self._changed |= newest.difference != self._difference
         self._difference = newest.difference
         now = _now()
         if self._cursor is None and (now >= self._next_at or (self._changed and now >= self._rested_at)):
             self._begin()
-        return newest.adopted
 
     async def advance(self) -> int:
         """One step of the pass under way, if there is one; the number of messages given an entry."""

@@ -57,6 +57,7 @@ PROMOTE = Script("promote", ("limit",))
 REMOVE = Script("remove", ("only_dead",), ("id",), ("message", "lock", "done"))
 REQUEUE = Script("requeue", ("dedup_expiry",), ("id",), ("message", "lock", "done"))
 RECONCILE = Script("reconcile", ("cursor", "limit", "adopted_ttl", "dedup_expiry"))
+UPKEEP = Script("upkeep", ("consumer", "turn_ms", "limit", "adopted_ttl", "dedup_expiry"), keys=("maintainer",))
 JOIN = Script("join", ("consumer", "lease_ms", "schema"))
 PRUNE = Script("prune", ("consumer", "idle_ms"))
 UPDATE = Script("update", ("id", "types"), keys=("message",), idempotent=True)
@@ -76,7 +77,7 @@ UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
-    JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
+    UPKEEP, JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
     AMEND, LOCK, UNLOCK,
 )  # fmt: skip
 

@@ -117,6 +117,19 @@ class Reconciled(NamedTuple):
     difference: int
 
 
+class Upkeep(NamedTuple):
+    """What one `upkeep` did. `waiting`: messages that no blocking read brings are to be claimed; `pending`: somebody
+    holds messages, or they were handed back. Of the rest nothing was done where it is another's turn.
+    """
+
+    turn: Turn
+    waiting: bool
+    pending: bool
+    more_due: bool
+    promoted: int
+    newest: Reconciled
+
+
 class Place(NamedTuple):
     """An id in a sorted set, and its score."""
 
@@ -364,6 +377,14 @@ class Transitions:
         more_dead, more_unlocked, recovered, dead = reply
         return Swept(bool(more_dead), bool(more_unlocked), recovered, dead)
 
+    async def upkeep(self, consumer: str, turn: float, *, adopted_ttl: int, dedup_expiry: int) -> Upkeep:
+        """Look after the queue for `turn` seconds, where nobody else does: promote, and mend the newest scores."""
+        head = (consumer, round(turn * 1000), BATCH, adopted_ttl, dedup_expiry)
+        reply = await self._run(scripts.UPKEEP, head, (), [self.keys.maintainer])
+        whose, waiting, pending, more_due, promoted, adopted, difference = reply
+        newest = Reconciled("", adopted, 0, difference)
+        return Upkeep(Turn(whose), bool(waiting), bool(pending), bool(more_due), promoted, newest)
+
     async def reconcile(self, cursor: str, *, adopted_ttl: int, dedup_expiry: int) -> Reconciled:
         """Mend what outsiders did to main: the newest scores (empty cursor), or a step of a full pass (from
         ``"0"``).
@@ -408,14 +429,6 @@ class Transitions:
         """Take a lock for `ttl` seconds; a shared one also when this owner's name holds it already."""
         return bool(
             await self._run(scripts.LOCK, (owner, max(1, round(ttl * 1000)), int(shared)), (), [key], house=False)
-        )
-
-    async def turn(self, consumer: str, duration: float) -> Turn:
-        """Look after the queue for `duration` seconds, where nobody else does."""
-        return Turn(
-            await self._run(
-                scripts.LOCK, (consumer, round(duration * 1000), 1), (), [self.keys.maintainer], house=False
-            )
         )
 
     async def unlock(self, key: str, owner: str) -> bool:

@@ -280,7 +280,17 @@ class Worker(Generic[Payload]):
             elif claimed.paused:
                 await self._wait_for_change(self._poll_interval)
             else:
-                self._start(run, await run.claimer.wait(free, self._executions))
+                await self._idle(run)
+
+    async def _idle(self, run: "_Run[Payload]") -> None:
+        """Wait until there is something that a claim finds."""
+        nothing = True
+        while nothing and not self._full and not run.maintenance.messages_wait:
+            free = self._concurrency - len(self._executions)
+            claimed = await run.claimer.wait(free, self._executions)
+            self._start(run, claimed)
+            nothing = not claimed.looked_at
+        run.maintenance.messages_wait = False
 
     async def _free_slots(self) -> int:
         if self._alone:

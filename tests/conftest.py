@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -57,6 +57,24 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pytest.skip(f"{name}: {reason}")
     yield running
     running.stop()
+
+
+@pytest.fixture
+def private(tmp_path, request) -> Callable[..., servers.Server]:
+    """Starts a server of one's own, of the kind that the run asks for unless it is named."""
+    asked = request.config.getoption("--server") or servers.DEFAULT
+    if asked == "testcontainers":
+        asked = servers.DEFAULT
+
+    def start(*arguments: str, name: str = asked) -> servers.Server:
+        try:
+            server = servers.start(name, tmp_path / str(servers.free_port()), *arguments)
+        except servers.Missing as reason:
+            pytest.skip(f"{name}: {reason}")
+        request.addfinalizer(server.kill)
+        return server
+
+    return start
 
 
 @pytest.fixture

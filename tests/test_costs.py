@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from helpers import Handler, queue_at, work
+from helpers import Handler, queue_at, running, work
+from streams_queue import Worker
 
 MESSAGES = 1000
 SCRIPTS = ("evalsha", "eval")
@@ -57,3 +58,16 @@ async def test_working(queue, redis):
     assert len(handler.ids) == MESSAGES
     assert trips <= 0.09, "a claim for a third of the slots, a finish for as many as are done by then, and the upkeep"
     assert commands <= 10
+
+
+async def test_an_idle_worker(queue, redis):
+    """The one that looks after the queue: a read and a round of upkeep a second."""
+    worker = Worker(queue)
+    worker.handler(Handler().handle)
+    async with running(worker):
+        await asyncio.sleep(2)  # it has begun, and looked through the whole queue
+        await redis.config_resetstat()
+        await asyncio.sleep(6)
+        stats = await redis.info("commandstats")
+    assert sum(stats[f"cmdstat_{name}"]["calls"] for name in ("evalsha", "xreadgroup")) <= 2 * 6 + 1
+    assert not {"cmdstat_eval", "cmdstat_xclaim", "cmdstat_ping"} & set(stats)

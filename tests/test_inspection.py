@@ -8,7 +8,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import pytest
@@ -22,25 +22,6 @@ from streams_queue.inspection import ACL_FAULTS, KNOWN_FAULTS, Finding, Severity
 from streams_queue.settings import Settings
 
 KINDS = [name for name in servers.NAMES if name != "testcontainers"]
-Private = Callable[..., servers.Server]
-
-
-@pytest.fixture
-def private(tmp_path, request) -> Private:
-    """Starts a server of one's own, of the kind that the run asks for unless it is named."""
-    asked = request.config.getoption("--server") or servers.DEFAULT
-    if asked == "testcontainers":
-        asked = servers.DEFAULT
-
-    def start(*arguments: str, name: str = asked) -> servers.Server:
-        try:
-            server = servers.start(name, tmp_path / str(servers.free_port()), *arguments)
-        except servers.Missing as reason:
-            pytest.skip(f"{name}: {reason}")
-        request.addfinalizer(server.kill)
-        return server
-
-    return start
 
 
 @contextlib.asynccontextmanager

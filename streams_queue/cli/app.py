@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import change, dashboard, demo, dlq, look, moving, stats, worker
+from streams_queue.cli import change, dashboard, demo, dlq, doctor, look, moving, stats, worker
 
 app = typer.Typer(
     name="streams-queue",
@@ -44,4 +44,5 @@ app.command(epilog=change.PAUSE_EPILOG)(change.pause)
 app.command(epilog=change.RESUME_EPILOG)(change.resume)
 app.command(epilog=moving.MIGRATE_EPILOG)(moving.migrate)
 app.command(epilog=moving.VERIFY_EPILOG)(moving.verify)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)

@@ -9,7 +9,7 @@ import typer
 from streams_queue.cli.terminal import LogLevel, fail, fail_by, log_to_stderr
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.queue import Queue
-from streams_queue.settings import Address
+from streams_queue.settings import Address, Settings
 
 T = TypeVar("T")
 
@@ -65,10 +65,19 @@ def run_on_queue(prefix: str, url: str | None, job: Callable[[Queue[dict[str, An
 
 async def _opened(prefix: str, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
     queue = Queue(prefix, url=url)
-    if queue.settings.address == Address("embedded"):
+    refuse_private(queue.settings)
+    async with queue:
+        return await job(queue)
+
+
+def refuse_private(settings: Settings) -> None:
+    """Nothing, where the server may hold a queue that somebody asks about.
+
+    Raises:
+        ConfigurationError: it would be one of this process's own.
+    """
+    if settings.address == Address("embedded"):
         raise ConfigurationError(
             "embedded:// is a server of this process alone, with nothing in it: name the one that holds the queue, "
             "by --url or for example by REDIS_URL"
         )
-    async with queue:
-        return await job(queue)

@@ -8,77 +8,13 @@
 --- include place
 --- include restart
 --- include survey
-local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
-local WINDOW = 60             -- seconds around now in which an id added by hand is found within a second
-local BODILESS_GRACE = 5      -- seconds an id may stand in main before its body is written
-local BODILESS_TTL = 180      -- seconds that the note of it lasts, longer than the time between two full passes
+--- include mending
+local cursor, limit = ARGV[1], number(ARGV[2], 500)
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local now, repaired, expired = server_time(), 0, 0
-
--- Notes of what was mended meanwhile. A write that is allowed at maxmemory, and so what follows is allowed too.
-call('ZREMRANGEBYSCORE', BODILESS, '-inf', now - BODILESS_TTL)
-
-local function note_bodiless(id)
-  call('ZADD', BODILESS, 'NX', now, id)
-  call('EXPIRE', BODILESS, BODILESS_TTL)
-  if number(call('ZSCORE', BODILESS, id), now) <= now - BODILESS_GRACE then
-    expire_message(id, now)
-    expired = expired + 1
-  end
-end
-
--- `elsewhere`: in how many other places than main the message stood.
-local function count_edit(body, elsewhere)
-  if elsewhere > 0 then
-    count('outside_two_places')
-  elseif live_entry(body) then
-    count('outside_entry_lost')
-  elseif body._sq_entry or body._sq_types then
-    count('outside_added')
-  elseif is_claimed_elsewhere(body) then
-    count('outside_claimed_elsewhere')
-  end  -- else an old producer has put it into line, as documented
-end
-
--- An old producer's hash that has no end gets one.
-local function old_life(id) return number(life_of(id, adopted_ttl)) or adopted_ttl end
-
-local function adopt(id, body)
-  local letter, old = letter_of(body), live_entry(body)
-  if old then drop_entry(letter, old) end
-  local entry = letter .. call('XADD', STREAMS[letter], '*', 'id', id)
-  if LINES[letter] then call('ZADD', LINES[letter], call('ZSCORE', MAIN, id), id) end
-  count_edit(body, call('ZREM', RETRY, id) + call('ZREM', SCHEDULED, id) + call('ZREM', DLQ, id))
-  call('ZREM', BODILESS, id)
-  if body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
-  local ttl = body._sq_ttl or (not body._sq_types and old_life(id)) or nil
-  if ttl then call('HSET', message_key(id), '_sq_ttl', ttl) end
-  call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
-  call('HDEL', message_key(id), '_sq_owner')
-  arm_body(id, ttl)
-  index_user(body, id, call('ZSCORE', MAIN, id), ttl)
-  repaired = repaired + 1
-end
-
--- Nearly every id has a body and a living entry: that is all that is read of it.
-local function is_well(id)
-  local seen = try('HMGET', message_key(id), 'timestamp', '_sq_entry')
-  if failed(seen) or not seen[1] or not seen[2] then return false end
-  local body = {_sq_entry = seen[2]}
-  local entry = live_entry(body)
-  local ms, seq = string.match(entry or '', '^(%d+)%-(%d+)$')
-  return entry and lives(letter_of(body), entry, tonumber(ms), tonumber(seq))
-end
-
-local function look_at(id)
-  if is_well(id) then return end
-  local body = read_body(id)
-  if not body then return note_bodiless(id) end
-  if call('EXISTS', lock_key(id)) == 1 then return end
-  adopt(id, body)
-end
+local now, next_cursor = server_time(), ''
+begin_mending(now, ARGV[3], ARGV[4])
 
 -- Who was taken out of main by hand, entry and all, is still in a line of priorities.
 local function leave_lines()
@@ -89,16 +25,12 @@ local function leave_lines()
   end
 end
 
-local next_cursor = ''
 if cursor == '0' then leave_lines() end
 if cursor == '' then
-  local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
-  for i = #newest, 1, -1 do look_at(newest[i]) end
+  mend_newest(now, limit)
 else
   local page = page_of(MAIN, cursor, limit)
-  for _, id in ipairs(page.ids) do look_at(id) end
+  for _, id in ipairs(page.ids) do mend(id, now) end
   next_cursor = cursor_after(page)
 end
-count('adopted_messages', repaired)
-local entries = call('XLEN', STREAMS.h) + call('XLEN', STREAMS.n) + call('XLEN', STREAMS.l)
-return finish({next_cursor, repaired, expired, call('ZCARD', MAIN) - entries})
+return finish({next_cursor, repaired, expired, difference()})

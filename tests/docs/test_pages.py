@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
@@ -17,10 +15,12 @@ import pytest
 
 import servers
 from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
-from streams_queue import HandlerFailed, Queue, QueueUnavailable, Reject, Worker, errors
-from streams_queue.cli import change, look, stats
+from streams_queue import Queue, Worker, errors
+from streams_queue.cli import change, doctor, look, stats
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
+from streams_queue.cli.doctor.roles import Role
+from streams_queue.cli.doctor.server import _FINDINGS
 from streams_queue.cli.options import EXIT_CODES
 from streams_queue.codec import ENGINE_FIELDS
 from streams_queue.keys import Keys
@@ -337,7 +337,8 @@ def test_every_command_that_looks_or_changes_has_its_names_in_json():
     ours = {
         command.callback.__name__
         for command in app.registered_commands
-        if command.callback and command.callback.__module__ in {look.__name__, change.__name__, stats.__name__}
+        if command.callback
+        and command.callback.__module__ in {look.__name__, change.__name__, stats.__name__, doctor.__name__}
     }
     assert described == {*ours, "dlq"}
 
@@ -381,69 +382,20 @@ def test_the_findings_are_those_of_the_code():
     assert rows == [(name, " or ".join(re.findall(r"Severity\.(\w+)", text)).lower()) for name, text in found]
 
 
-def _access_rule() -> str:
-    (rule,) = (
-        command
-        for block in blocks(OPERATING)
-        if block.language == "console"
-        for command, _ in commands(block)
-        if "ACL SETUSER" in command
-    )
-    return rule
+# ---- the doctor
 
 
-OURS = """
-    PING COMMAND INFO SELECT EVALSHA EVAL PUBLISH SUBSCRIBE UNSUBSCRIBE XREADGROUP XPENDING HGETALL HINCRBY HSET HDEL
-    DEL ZREVRANGE WAIT
-"""
-"""Commands that Python sends beside the scripts."""
+def test_the_checks_are_those_of_the_doctor():
+    sources = "".join(path.read_text() for path in (ROOT / "streams_queue" / "cli" / "doctor").glob("*.py"))
+    made = set(re.findall(r'(?:Check|_ok|_unknown|_iter)\(\s*"([\w-]+)"', sources)) | set(_FINDINGS)
+    assert {code(cell)[0] for cell in column(OPERATING, "check")} == made
 
 
-def test_the_access_rule_has_every_command():
-    scripts = set(re.findall(r"(?:call|try)\('([A-Z]+)'", _package(".lua", folders=["streams_queue"])))
-    assert {name.upper() for name in re.findall(r"\+(\w+)", _access_rule())} == {*scripts, *OURS.split()}
+def test_the_exit_codes_are_those_of_the_doctor():
+    listed = re.findall(r"^  (\d)  (.*)$", doctor.EPILOG, re.MULTILINE)
+    written = zip(column(COMMANDS, "it ends with"), column(COMMANDS, "it ends with", 1), strict=True)
+    assert list(written) == listed
 
 
-@pytest.mark.leaks("what the other user left is flushed")
-async def test_the_access_rule_is_enough(server, redis):
-    _, *words = shlex.split(_access_rule().replace("\\\n", ""))
-    await redis.execute_command(*words)
-    await redis.execute_command("ACL", "LOG", "RESET")
-    try:
-        await _work_as(server.url.replace("redis://", "redis://orders:secret@"))
-        denied = {entry["object"].partition("|")[0] for entry in await redis.acl_log()}
-        assert denied <= {"client", "config"}
-    finally:
-        await redis.execute_command("ACL", "DELUSER", "orders")
-
-
-async def _work_as(url: str) -> None:
-    """One message through every state that a worker brings it to, and the calls around it."""
-    queue: Queue[Any]
-    async with Queue("orders", url=url, ttl=60) as queue:
-        worker: Worker[Any] = Worker(queue, retry_delay=0.01)
-
-        @worker.handler
-        async def handle(message):
-            if message.attempts == 1:
-                raise ValueError("once")
-            if "reject" in message.data:
-                raise Reject("as it asked for")
-
-        working = asyncio.create_task(worker.run())
-        good = await queue.enqueue({}, unique_key="k", priority="high")
-        bad = await queue.enqueue({"reject": True}, delay=0.01)
-        assert await queue.result(good.id, timeout=10) is None
-        with pytest.raises(HandlerFailed):
-            await queue.result(bad.id, timeout=10)
-        await queue.pause()
-        assert await queue.dead_letters.requeue(bad.id)
-        assert len(await queue.dead_letters.list()) == 0
-        assert await queue.position(bad.id) == 1
-        assert await queue.update(bad.id, {"more": 1})
-        assert await queue.remove(bad.id)
-        await queue.resume()
-        worker.stop()
-        await working
-        with pytest.raises(QueueUnavailable, match="0 of 1 replicas"):
-            await queue.enqueue({}, replicas=1)
+def test_the_roles_are_those_of_the_doctor():
+    assert [code(cell)[0] for cell in column(OPERATING, "role")] == list(Role)

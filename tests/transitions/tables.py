@@ -17,7 +17,7 @@ import redis.asyncio as redis_asyncio
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.model import Lease, Priority
-from streams_queue.transitions import GROUP, Claimed, Enqueued, Failure, NewMessage, Transitions
+from streams_queue.transitions import GROUP, Claimed, Enqueued, Failure, NewMessage, Transitions, Upkeep
 
 Table = dict[str, Any]
 
@@ -279,6 +279,9 @@ class Queue:
         """What maintenance does each second: (adopted, expired)."""
         seen = await self.transitions.reconcile("", adopted_ttl=3600, dedup_expiry=DEDUP_EXPIRY)
         return seen.adopted, seen.expired
+
+    async def upkeep(self, maintainer: str) -> Upkeep:
+        return await self.transitions.upkeep(maintainer, LEASE, adopted_ttl=3600, dedup_expiry=DEDUP_EXPIRY)
 
     async def full_pass(self) -> tuple[int, int, int]:
         """(adopted, expired, ids in main less entries in streams)."""

@@ -9,7 +9,6 @@ from streams_queue.transitions import GROUP, Turn
 from transitions.tables import (
     DEAD_LETTER_TTL,
     DEDUP_EXPIRY,
-    LEASE,
     META,
     NEVER,
     PARKED,
@@ -197,14 +196,14 @@ async def test_an_entry_deleted_by_hand_is_forgotten_and_its_message_given_anoth
 async def test_a_maintainer_whose_turn_is_over_sweeps_nothing(queue: Queue):
     """The sweep may be the first command that a server carries out when it thaws: leases have run out in its sleep."""
     await queue.abandoned("a")
-    assert await queue.transitions.turn("m", LEASE) is Turn.BEGINS
-    assert await queue.transitions.turn("m", LEASE) is Turn.GOES_ON
-    assert await queue.transitions.turn("n", LEASE) is Turn.ANOTHERS
+    assert (await queue.upkeep("m")).turn is Turn.BEGINS
+    assert (await queue.upkeep("m")).turn is Turn.GOES_ON
+    assert (await queue.upkeep("n")).turn is Turn.ANOTHERS
     limits = {"max_deliveries": 3, "dead_letter_ttl": DEAD_LETTER_TTL}
     assert (await queue.transitions.sweep(maintainer="n", **limits)).recovered == 0
     await queue.redis.delete(queue.keys.maintainer)
     assert (await queue.transitions.sweep(maintainer="m", **limits)).recovered == 0
-    assert await queue.transitions.turn("m", LEASE) is Turn.BEGINS
+    assert (await queue.upkeep("m")).turn is Turn.BEGINS
     assert (await queue.transitions.sweep(maintainer="m", **limits)).recovered == 1
 
 

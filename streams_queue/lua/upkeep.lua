@@ -1,0 +1,36 @@
+-- upkeep: whose turn it is to look after the queue; where it is the consumer's, what `promote` does and what `reconcile`
+--         does with the newest scores.
+-- KEYS     house, then: maintainer
+-- ARGV     consumer turn_ms limit adopted_ttl dedup_expiry
+-- RETURNS  {turn as `lock` answers it, messages wait that no blocking read brings (0 or 1), messages are pending (0 or 1),
+--          more is due (0 or 1), messages promoted, messages given an entry, ids in main less entries in streams}
+--- include house
+--- include place
+--- include restart
+--- include survey
+--- include mending
+--- include promotion
+--- include lock
+local consumer, limit = ARGV[1], number(ARGV[3], 500)
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local turn = take_lock(KEYS[HOUSE + 1], consumer, ARGV[2], true)
+if failed(turn) then return turn end
+
+-- What was handed back, and what must run alone: a blocking read waits for what is new.
+local pending, waiting = 0, 0
+for _, letter in ipairs(PRIORITIES) do
+  local summary = try('XPENDING', STREAMS[letter], GROUP)
+  for _, holder in ipairs(not failed(summary) and summary[4] or {}) do
+    pending = 1
+    if holder[1] == RETURNED or holder[1] == SUSPECTS then waiting = 1 end
+  end
+end
+if turn == 0 then return {turn, waiting, pending, 0, 0, 0, 0} end
+
+local now = server_time()
+begin_mending(now, ARGV[4], ARGV[5])
+local more, promoted = promote_due(now, limit)
+mend_newest(now, limit)
+return finish({turn, waiting, pending, more, promoted, repaired, difference()})
