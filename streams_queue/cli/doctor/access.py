@@ -179,7 +179,11 @@ class _Trial:
         yield names.PROMOTE, at.promote
         yield names.RELEASE, lambda: taken(lambda lease: at.release(_CONSUMER, [lease]))
         yield names.REQUEUE, lambda: at.requeue(_IDS, dedup_expiry=_SECONDS)
-        yield names.LOCK, lambda: at.turn(_CONSUMER, 1.0)
+        yield names.LOCK, lambda: at.lock(keys.maintainer, _CONSUMER, 1.0, shared=True)
+        yield (
+            names.UPKEEP,
+            lambda: at.upkeep(_CONSUMER, 1.0, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS),
+        )
         yield names.SWEEP, lambda: at.sweep(max_deliveries=3, dead_letter_ttl=_SECONDS, maintainer=_CONSUMER)
         yield names.UNLOCK, lambda: at.unlock(keys.maintainer, _CONSUMER)
         yield names.RECONCILE, lambda: at.reconcile(START, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS)
