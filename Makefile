@@ -27,7 +27,7 @@ $(STAMP): $(RUNNABLE)
 	@touch $@
 
 test: $(STAMP)  ## run the test suite; ARGS="-k name --server redis-6.2" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15 $(ARGS)
 
 clients: $(STAMP)  ## the core suite on each redis-py, 5 to 8; ARGS="5 6 --server redis-6.2" chooses
 	$(BIN)/python tests/clients.py $(ARGS)

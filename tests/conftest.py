@@ -1,10 +1,10 @@
-"""One server a run, clean before and after each test; no key may be left without a bound."""
+"""One server for each process of the run, clean before and after each test; no key may be left without a bound."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -37,6 +37,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help=f"the server to test against (default: {servers.DEFAULT})",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Reports go from process to process in UTF-8, which has no lone surrogates; what tests print has."""
+    return _encodable((yield))
+
+
+def _encodable(report: Any) -> Any:
+    match report:
+        case str():
+            return report.encode(errors="backslashreplace").decode()
+        case dict():
+            return {name: _encodable(value) for name, value in report.items()}
+        case list() | tuple():
+            return [_encodable(value) for value in report]
+        case _:
+            return report
 
 
 @pytest.fixture(scope="session")

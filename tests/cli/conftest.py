@@ -13,18 +13,23 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 
 import servers
+from cli.commands import Commands, Ended
 
 PROGRAM = [sys.executable, "-c", "from streams_queue.cli import main; main()"]
 SECONDS = 20.0
 
-_IN_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-"""Makes the terminal the controlling one: Ctrl-C pressed there is a signal."""
+_IN_A_TERMINAL = """
+import fcntl, signal, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+"""Makes the terminal the controlling one: Ctrl-C pressed there is a signal, also where this run ignores it."""
 
 
 class Answer(NamedTuple):
@@ -48,20 +53,30 @@ def environment(server: servers.AnyServer, prefix: str, **more: str) -> dict[str
     return bare | {"STREAMS_QUEUE_URL": server.url, "STREAMS_QUEUE_PREFIX": prefix, "TERM": "xterm-256color", **more}
 
 
+def run_afresh(arguments: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> Ended:
+    done = subprocess.run(
+        [*PROGRAM, *arguments], input=stdin, env=environ, capture_output=True, timeout=SECONDS, check=False
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    with Commands() as commands:
+        yield commands
+
+
 @pytest.fixture
-def run(server: servers.AnyServer, prefix: str) -> Run:
+def run(server: servers.AnyServer, prefix: str, commands: Commands) -> Run:
     """Runs `streams-queue` with these arguments and waits for its end; no terminal anywhere."""
 
     def run(*arguments: str, stdin: str | bytes = "", **more: str) -> Answer:
-        done = subprocess.run(
-            [*PROGRAM, *arguments],
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            env=environment(server, prefix, **more),
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        environ = environment(server, prefix, **more)
+        # What an interpreter reads at its start takes one of its own.
+        fresh = any(name.startswith("PYTHON") for name in more)
+        code, out, err = (run_afresh if fresh else commands.run)(arguments, environ, given)
+        return Answer(code, out.decode(), err.decode())
 
     return run
 
