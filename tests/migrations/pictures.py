@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -12,15 +13,21 @@ _ENTRY = re.compile(rb"\d{13,}-\d+")
 _PASSING = {b"migrated_at", b"migration_began", b"migration_report"}
 _NEAR = 0.05
 """Seconds: two ends that close are one."""
+_ABOUT = 30.0
+"""Seconds that a run may take between what sets a key's end and the picture."""
 
 
-class About(float):
-    """Seconds left: two pictures are taken minutes apart."""
+@dataclasses.dataclass
+class End:  # noqa: PLW1641  (about the same is no ground for a hash)
+    """When a key ends. Of two runs, minutes apart, some keys have about as long to live, some end at about one time."""
 
-    __hash__ = float.__hash__
+    left: float
+    at: float
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, About) and abs(float(self) - float(other)) < 150
+        if not isinstance(other, End):
+            return NotImplemented
+        return abs(self.left - other.left) < _ABOUT or abs(self.at - other.at) < _ABOUT
 
 
 class Copy:
@@ -136,4 +143,4 @@ def _end(left: float, now: float, was: int | None) -> Any:
         return "never"
     if was is not None and abs(now + left - was / 1000) < _NEAR:
         return "as it was"
-    return About(left)
+    return End(left, now + left)
