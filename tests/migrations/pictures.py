@@ -31,7 +31,7 @@ class End:  # noqa: PLW1641  (about the same is no ground for a hash)
 
 
 class Copy:
-    """Every key of a database as it was, to be put back as often as it is needed."""
+    """Every key of a database as it was, to be put back as often as it is needed; no key grows older meanwhile."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -42,13 +42,18 @@ class Copy:
             pipeline.dump(key)
             pipeline.pttl(key)
         (whole, micro), *rest = pipeline.execute()
-        now = whole * 1000 + micro // 1000
         self._dumps = dict(zip(keys, rest[::2], strict=True))
-        self.ends = {key: now + ttl for key, ttl in zip(keys, rest[1::2], strict=True) if ttl >= 0}
+        self._lefts = {key: ttl for key, ttl in zip(keys, rest[1::2], strict=True) if ttl >= 0}
+        self.ends: dict[bytes, int] = {}
         """Milliseconds since the epoch at which a key runs out."""
+        self._begin(whole, micro)
+
+    def _begin(self, whole: int, micro: int) -> None:
+        self.ends = {key: whole * 1000 + micro // 1000 + left for key, left in self._lefts.items()}
 
     def put_back(self) -> None:
         """The database is as it was."""
+        self._begin(*self._client.time())
         pipeline = self._client.pipeline(transaction=False)
         pipeline.flushall()
         for key, dump in self._dumps.items():

@@ -21,7 +21,7 @@ def peak_of_a_move(server: servers.AnyServer, prefix: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("long", [200_000])
+@pytest.mark.parametrize("long", [100_000])
 def test_memory_does_not_grow_with_the_queue(server: servers.AnyServer, client, prefix: str, long: int):
     peaks = {}
     for count in (long // 10, long):
