@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import change, dashboard, demo, dlq, doctor, look, moving, stats, worker
+from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, look, moving, stats, worker
 
 app = typer.Typer(
     name="streams-queue",
@@ -46,3 +46,4 @@ app.command(epilog=moving.MIGRATE_EPILOG)(moving.migrate)
 app.command(epilog=moving.VERIFY_EPILOG)(moving.verify)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
+app.command(epilog=bench.EPILOG)(bench.bench)

@@ -16,7 +16,7 @@ import pytest
 import servers
 from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
 from streams_queue import Queue, Worker, errors
-from streams_queue.cli import change, doctor, look, stats
+from streams_queue.cli import bench, change, doctor, look, stats
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
 from streams_queue.cli.doctor.roles import Role
@@ -334,11 +334,11 @@ def test_the_exit_codes_are_those_that_help_tells():
 
 def test_every_command_that_looks_or_changes_has_its_names_in_json():
     described = {name.split()[0] for cell in column(COMMANDS, "command") for name in code(cell)}
+    rooms = {room.__name__ for room in (look, change, stats, doctor, bench)}
     ours = {
         command.callback.__name__
         for command in app.registered_commands
-        if command.callback
-        and command.callback.__module__ in {look.__name__, change.__name__, stats.__name__, doctor.__name__}
+        if command.callback and command.callback.__module__ in rooms
     }
     assert described == {*ours, "dlq"}
 
