@@ -15,11 +15,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from streams_queue.dashboard.access import Access, Identify
+from streams_queue.dashboard.api import Api, problem_json
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.changes import Changes
 from streams_queue.dashboard.events import Events
 from streams_queue.dashboard.export import Export
 from streams_queue.dashboard.guard import Guard, Handler, changing
+from streams_queue.dashboard.measures import metrics
 from streams_queue.dashboard.pages import Pages
 from streams_queue.dashboard.problems import Problem, problem_of
 from streams_queue.dashboard.views import Views
@@ -106,6 +108,8 @@ class Dashboard:
             self._change(f"{queue}/resume", changes.resume),
             Route("/events", events.overview),
             Route(f"{queue}/events", events.queue),
+            Route("/metrics", metrics(self._board)),
+            *Api(self._board).routes(),
             Mount("/static", StaticFiles(packages=[("streams_queue.dashboard", "static")])),
         ]
 
@@ -125,7 +129,8 @@ class Dashboard:
     # ---- what goes wrong
 
     def _refuse(self, request: Request, problem: Problem) -> Response:
-        return self._board.views.problem(request, problem)
+        is_call = request.scope["path"].removeprefix(request.scope.get("root_path", "")).startswith("/api/")
+        return problem_json(problem) if is_call else self._board.views.problem(request, problem)
 
     async def _on_problem(self, request: Request, problem: Any) -> Response:
         return self._refuse(request, problem)

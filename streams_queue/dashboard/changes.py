@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -42,6 +42,8 @@ MOST = 10_000
 
 CHANGES = {change.verb: change for change in (REQUEUE, DELETE)}
 
+Tell = Callable[[list[str], list[str]], None]
+
 audit = logging.getLogger("streams_queue.dashboard.audit")
 audit.setLevel(logging.INFO)  # a handler sees it whatever level the root logger has
 
@@ -61,17 +63,24 @@ def record(request: Request, watched: Watched, did: str, outcome: str, *, ids: i
     )
 
 
-async def change_named(request: Request, watched: Watched, change: Change, ids: list[str]) -> Counter[str]:
-    """Change dead letters by their ids, and record it."""
-    return await _recorded(request, watched, change, named(ids), ids[0] if len(ids) == 1 else "")
+async def change_named(
+    request: Request, watched: Watched, change: Change, ids: list[str], tell: Tell | None = None
+) -> Counter[str]:
+    """Change dead letters by their ids, and record it; `tell` hears of each batch's ids and outcomes."""
+    return await _recorded(request, watched, change, named(ids), ids[0] if len(ids) == 1 else "", tell)
 
 
 async def _recorded(
-    request: Request, watched: Watched, change: Change, chosen: AsyncIterator[Chosen], id: str = ""
+    request: Request,
+    watched: Watched,
+    change: Change,
+    chosen: AsyncIterator[Chosen],
+    id: str = "",
+    tell: Tell | None = None,
 ) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     try:
-        await carry_out(watched.queue, change, chosen, outcomes)
+        await carry_out(watched.queue, change, chosen, outcomes, tell=tell)
     finally:  # what was done before an error was done
         counts = ", ".join(f"{count} {name}" for name, count in outcomes.items()) or "none"
         record(request, watched, change.verb, counts, ids=outcomes.total(), id=id)

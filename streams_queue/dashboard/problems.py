@@ -14,7 +14,7 @@ from streams_queue.errors import (
 )
 
 
-class Details(msgspec.Struct, frozen=True, omit_defaults=True):
+class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a request was not carried out (RFC 9457)."""
 
     title: str
@@ -33,9 +33,9 @@ class Problem(Exception):
         self.headers = headers or {}
 
     @property
-    def details(self) -> Details:
+    def details(self) -> ProblemDetails:
         """The problem as its JSON has it."""
-        return Details(self.status.phrase, self.status.value, str(self))
+        return ProblemDetails(self.status.phrase, self.status.value, str(self))
 
 
 def bad(detail: str) -> Problem:

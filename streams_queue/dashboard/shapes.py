@@ -1,0 +1,282 @@
+"""What the API takes and answers. The description that programs read is made from these."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from streams_queue.dashboard.history import Minute, Pace
+
+Duration = Annotated[str, Meta(pattern=r"^\s*\d+(\.\d+)?[smhd]?\s*$", examples=["15m"], max_length=32)]
+Cursor = Annotated[str, Meta(description="`next` of the answer before", max_length=1024)]
+Limit = Annotated[int, Meta(ge=1, le=100, description="How many at most")]
+Id = Annotated[str, Meta(min_length=1, max_length=1024, description="A message's id")]
+
+
+# ---- what is asked for
+
+
+class LinePage(msgspec.Struct, forbid_unknown_fields=True):
+    """Which part of the line."""
+
+    after: Cursor | UnsetType = UNSET
+    limit: Limit = 50
+
+
+class OfUser(msgspec.Struct, forbid_unknown_fields=True):
+    """Whose messages."""
+
+    user: Annotated[str, Meta(min_length=1, max_length=1024, description="The `user_id` in their payload")]
+    after: Cursor | UnsetType = UNSET
+
+
+class DeadPage(msgspec.Struct, forbid_unknown_fields=True):
+    """Which dead letters."""
+
+    reason: Literal["error", "timeout", "rejected", "crash", "undecodable"] | UnsetType = UNSET
+    older_than: Annotated[Duration, Meta(description="Dead for longer than this")] | UnsetType = UNSET
+    newer_than: Annotated[Duration, Meta(description="Dead for less than this")] | UnsetType = UNSET
+    text: Annotated[str, Meta(max_length=1024, description="Words in the error or the payload")] | UnsetType = UNSET
+    after: Cursor | UnsetType = UNSET
+    limit: Limit = 50
+
+
+class Ids(msgspec.Struct, forbid_unknown_fields=True):
+    """Dead letters to be changed."""
+
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=10_000)]
+
+
+class Amendment(msgspec.Struct, forbid_unknown_fields=True):
+    """Another payload for a dead letter. Parts that are as they are shown, ``***`` among them, stay as they are."""
+
+    id: Id
+    data: dict[str, Any]
+    died_at: float | None = None
+    """Refuse where it died at another time than this: somebody requeued it meanwhile."""
+    requeue: bool = False
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """Nothing need be said."""
+
+
+# ---- what is answered
+
+
+class Token(msgspec.Struct, frozen=True):
+    """What a change without a password has in its header X-CSRF-Token, beside the cookie that came with this answer."""
+
+    token: str
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Messages by where they stand."""
+
+    waiting: int
+    processing: int
+    retry: int
+    scheduled: int
+    dead: int
+    lost: int
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """A queue, as the dashboard saw it last."""
+
+    queue: str
+    trouble: str | None
+    """Why it cannot be looked at now; what follows is older then."""
+    seen_at: float | None
+    """Epoch seconds of the last look, by the server's clock."""
+    counts: Counts | None
+    oldest_waiting_seconds: float | None
+    paused: bool | None
+    workers: int | None
+    pace: Pace
+
+
+class Queues(msgspec.Struct, frozen=True):
+    """All queues."""
+
+    queues: list[Queue]
+    trouble: str | None
+    """Why queues could not be looked for."""
+
+
+class QueueDetails(msgspec.Struct, frozen=True):
+    """A queue and its counters since it began."""
+
+    summary: Queue
+    counters: dict[str, int]
+    died: dict[str, int]
+    """Dead letters by reason."""
+    edits: dict[str, int]
+    """What outsiders did to the documented keys, by kind."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What an autoscaler looks at. `slots` is null: only workers know how many they have."""
+
+    queue: str
+    waiting: int
+    processing: int
+    retry: int
+    scheduled: int
+    dead: int
+    lost: int
+    oldest_waiting_seconds: float
+    """0 where none waits."""
+    workers: int
+    """Those that gave a sign within a lease."""
+    slots: int | None
+    paused: bool
+
+
+class History(msgspec.Struct, frozen=True):
+    """The last hour by the minute, as far as the dashboard saw it."""
+
+    began_at: float | None
+    """Epoch seconds of the first look."""
+    minutes: list[Minute]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A message that a worker holds."""
+
+    id: str
+    delivery: int
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker. `host`, `pid` and `began_at` come from its name, and are null where that is another program's."""
+
+    name: str
+    host: str | None
+    pid: int | None
+    began_at: float | None
+    """Epoch seconds, by its own clock."""
+    seconds_since_sign: float
+    holds: int
+    held: list[Held]
+    """Some of them."""
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """Who works on a queue."""
+
+    workers: list[Worker]
+
+
+class InLine(msgspec.Struct, frozen=True):
+    """A message in line; what its body tells is null where that ran out."""
+
+    position: int
+    id: str
+    status: str | None
+    priority: str | None
+    enqueued_at: float | None
+    age: float | None
+    attempts: int | None
+    error: str | None
+
+
+class Line(msgspec.Struct, frozen=True):
+    """Some of the line, those first that came first."""
+
+    messages: list[InLine]
+    next: str | None
+    """Where to go on; null at the end."""
+
+
+class UsersMessages(msgspec.Struct, frozen=True):
+    """A user's unfinished messages."""
+
+    ids: list[str]
+    indexed: bool
+    """Whether the queue keeps an index of users; else those in line were looked through."""
+    looked_at: int
+    next: str | None
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A dead letter, its secrets hidden; what its body tells is null where that ran out."""
+
+    id: str
+    died_at: float | None
+    age: float | None
+    reason: str | None
+    attempts: int | None
+    error: str | None
+    data: dict[str, Any] | None
+
+
+class Letters(msgspec.Struct, frozen=True):
+    """Some dead letters, the newest first."""
+
+    letters: list[Letter]
+    looked_at: int
+    next: str | None
+
+
+class End(msgspec.Struct, frozen=True):
+    """What is left of a finished message."""
+
+    status: str
+    result: Any
+    ttl: float | None
+
+
+class Story(msgspec.Struct, frozen=True):
+    """All that is known of a message, its secrets hidden. What does not apply is null."""
+
+    id: str
+    status: str
+    places: list[str]
+    position: int | None
+    ahead: int | None
+    priority: str | None
+    attempts: int | None
+    retries: int | None
+    crashes: int | None
+    deliveries: int | None
+    holder: str | None
+    enqueued_at: float | None
+    failed_at: float | None
+    reason: str | None
+    error: str | None
+    data: dict[str, Any] | None
+    due_at: float | None
+    died_at: float | None
+    lost_at: float | None
+    lock: str | None
+    lock_ttl: float | None
+    ttl: float | None
+    end: End | None
+    now: float
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one."""
+
+    id: str
+    outcome: Literal["requeued", "deleted", "missing", "expired"]
+
+
+class Outcomes(msgspec.Struct, frozen=True):
+    """What became of each."""
+
+    outcomes: list[Outcome]
+
+
+class Amended(msgspec.Struct, frozen=True):
+    """What became of it."""
+
+    id: str
+    requeued: bool
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """Whether workers take nothing new."""
+
+    paused: bool
