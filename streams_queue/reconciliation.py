@@ -11,6 +11,9 @@ FULL_PASS = 60.0
 ADOPTED_TTL = 3600
 """Seconds that an old producer's message lives: the documented ``default_ttl``."""
 
+_SHARE = 1 / 20
+"""Of the time, that full passes over a long queue take at most, where nothing hints at a difference."""
+
 _SHORTEST_GAP = 1.0
 _REST = 1 / 3
 """A pass rests after each step, for this part of what the step took: other commands have their turn."""
@@ -83,11 +86,13 @@ class Reconciliation:
 
     def _end(self) -> None:
         now = _now()
+        took = now - self._began_at
         # A long queue is not read all the time, whatever goes on.
-        self._rested_at = now + 2 * (now - self._began_at)
+        self._rested_at = now + 2 * took
         # Ids that wait for their body, or that a lock taken by hand holds up, differ for a while: look less and less
         # often.
-        self._next_at = max(self._rested_at, now + (self._gap if self._difference > 0 else FULL_PASS))
+        gap = self._gap if self._difference > 0 else max(FULL_PASS, took / _SHARE)
+        self._next_at = max(self._rested_at, now + gap)
         self._cursor = None
 
     async def _step(self, cursor: str) -> Reconciled:
