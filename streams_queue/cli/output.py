@@ -3,6 +3,7 @@
 Whatever is printed here cannot steer a terminal. Secrets are hidden before it comes here: see `shown.py`.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,8 +44,13 @@ def print_json(value: Any) -> None:
 def _write(text: str) -> None:
     # What the terminal's encoding lacks is escaped, not a crash.
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise BrokenPipeError(errno.EPIPE, "the terminal is closed") from error  # ends the command without a word
 
 
 class Column(NamedTuple):

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from streams_queue.cli.options import EXIT_CODES, Json, Prefix, Url, on_queue
 from streams_queue.cli.output import console, facts_table, print_facts, print_json, say
-from streams_queue.cli.terminal import fail
+from streams_queue.cli.terminal import FAILED, fail
 from streams_queue.errors import QueueUnavailable
 from streams_queue.model import Stats
 from streams_queue.queue import Queue
@@ -87,9 +87,10 @@ async def _watch(queue: Queue[dict[str, Any]], seconds: float, as_json: bool) ->
                 say(f"{time.strftime('%H:%M:%S')}  {'  '.join(f'{name} {value}' for name, value in _facts(found))}")
             await anyio.sleep(seconds)
     with Live(console=console(), auto_refresh=False, screen=False) as view:
-        while True:
+        while sys.stdout.isatty():  # until it is closed: rich goes on without a word then, and draws nothing
             view.update(await _picture(queue, seconds), refresh=True)
             await anyio.sleep(seconds)
+    raise typer.Exit(FAILED)
 
 
 async def _picture(queue: Queue[dict[str, Any]], seconds: float) -> Group:

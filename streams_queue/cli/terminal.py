@@ -1,6 +1,7 @@
 """What every command does with the terminal: one format for log lines, one for errors, nothing unprintable."""
 
 import logging
+import signal
 import sys
 from enum import StrEnum
 from typing import NoReturn
@@ -45,6 +46,13 @@ def log_to_stderr(level: LogLevel) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def ending_signals() -> list[signal.Signals]:
+    """The signals that ask a command to end: a closed terminal's, too, unless `nohup` or the like has it ignored."""
+    asked = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None)  # not everywhere
+    return asked if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [*asked, hangup]
 
 
 def complain(text: str) -> None:

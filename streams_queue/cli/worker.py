@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,7 @@ import typer
 
 from streams_queue.cli import loop
 from streams_queue.cli.target import load_worker
-from streams_queue.cli.terminal import LogLevel, fail_by, log_to_stderr
+from streams_queue.cli.terminal import LogLevel, ending_signals, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
 from streams_queue.settings import Address
 from streams_queue.worker import Worker
@@ -34,8 +33,9 @@ The server is the one that the queue names (`Queue("jobs", url=...)`), or else
 the environment: STREAMS_QUEUE_URL, REDIS_URL, REDIS_HOST and its companions.
 
 \b
-SIGTERM or SIGINT: takes nothing more, finishes what it holds within the
-worker's grace period, hands back the rest. A second one: hands back now.
+SIGTERM, SIGINT or a closed terminal (SIGHUP): takes nothing more, finishes what
+it holds within the worker's grace period, hands back the rest. A second one:
+hands back now. Under nohup a closed terminal does not end it.
 
 \b
 Exit codes:
@@ -114,7 +114,7 @@ async def serve(worker: Worker[Any], *, burst: bool) -> None:
     running = asyncio.get_running_loop()
     try:
         with anyio.CancelScope() as scope:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in ending_signals():
                 running.add_signal_handler(number, on_signal, number)
             await worker.run(burst=burst)
         _end_within(LINGER)

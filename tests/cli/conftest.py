@@ -24,12 +24,15 @@ from cli.commands import Commands, Ended
 PROGRAM = [sys.executable, "-c", "from streams_queue.cli import main; main()"]
 SECONDS = 20.0
 
-_IN_A_TERMINAL = """
+IN_ITS_TERMINAL = """
 import fcntl, signal, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """
 """Makes the terminal the controlling one: Ctrl-C pressed there is a signal, also where this run ignores it."""
+
+UNDER_NOHUP = f"{IN_ITS_TERMINAL}signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
 
 
 class Answer(NamedTuple):
@@ -104,11 +107,11 @@ def start(server: servers.AnyServer, prefix: str) -> Iterator[Callable[..., subp
 class Terminal:
     """A command in a terminal of its own: what it shows, and keys to press."""
 
-    def __init__(self, arguments: tuple[str, ...], environ: dict[str, str], columns: int) -> None:
+    def __init__(self, arguments: tuple[str, ...], environ: dict[str, str], columns: int, before: str) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         self.process = subprocess.Popen(
-            [*PROGRAM[:2], _IN_A_TERMINAL + PROGRAM[2], *arguments],
+            [*PROGRAM[:2], before + PROGRAM[2], *arguments],
             stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
@@ -124,6 +127,14 @@ class Terminal:
 
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())
+
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+
+    def hang_up(self) -> None:
+        """Close the terminal under the command."""
+        os.close(self.master)
+        self.master = -1
 
     def end(self) -> Answer:
         """Read to the end; stdout and stderr are one in a terminal."""
@@ -146,7 +157,8 @@ class Terminal:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
-        os.close(self.master)
+        if self.master >= 0:
+            os.close(self.master)
 
 
 @pytest.fixture
@@ -154,8 +166,8 @@ def terminal(server: servers.AnyServer, prefix: str) -> Iterator[Callable[..., T
     """Starts `streams-queue` with these arguments in a terminal."""
     with contextlib.ExitStack() as stack:
 
-        def start(*arguments: str, columns: int = 100, **more: str) -> Terminal:
-            started = Terminal(arguments, environment(server, prefix, **more), columns)
+        def start(*arguments: str, columns: int = 100, before: str = IN_ITS_TERMINAL, **more: str) -> Terminal:
+            started = Terminal(arguments, environment(server, prefix, **more), columns, before)
             stack.callback(started.close)
             return started
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from streams_queue.cli.demo.messages import made_up, read
 from streams_queue.cli.demo.play import play
 from streams_queue.cli.demo.view import print_ledger
-from streams_queue.cli.terminal import FAILED, fail_by
+from streams_queue.cli.terminal import FAILED, ending_signals, fail_by
 from streams_queue.errors import StreamsQueueError
 
 REQUESTS = 300
@@ -20,8 +20,9 @@ def run(path: Path | None) -> None:
     """Play the demo with the requests in the file, or with made-up ones."""
     console = Console()
     # As Ctrl-C: the workers end, and the keys go. A demo started in the background had SIGINT ignored so far.
+    for number in ending_signals():
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         messages = read(path) if path is not None else made_up(REQUESTS)
         found, ledger = asyncio.run(play(messages, console))
