@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,8 +77,6 @@ def dashboard(
         asyncio.run(_serve(app, host, port))
     except StreamsQueueError as error:
         fail_by(error)
-    except KeyboardInterrupt:
-        pass
 
 
 def _password(file: Path | None) -> str | None:
@@ -125,6 +124,10 @@ async def _serve(app: "Dashboard", host: str, port: int) -> None:
     import uvicorn  # noqa: PLC0415  (the extra may be absent)
 
     class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:  # uvicorn's own raises them again when all is done
+            yield
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await app.end_streams()
             await super().shutdown(sockets)
@@ -135,11 +138,14 @@ async def _serve(app: "Dashboard", host: str, port: int) -> None:
         app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan="off",
         timeout_graceful_shutdown=WAIT,
     )  # fmt: skip
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
     place = f"[{host}]" if ":" in host else host
     typer.echo(printable(f"dashboard at http://{place}:{listening.getsockname()[1]}/ , Ctrl-C ends it"), err=True)
     async with app:
-        with suppress(asyncio.CancelledError):
-            await Server(config).serve([listening])
+        await server.serve([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,17 +12,20 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 import pytest
+from starlette.routing import Route
 
 import servers
 from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
 from streams_queue import Queue, Worker, errors
 from streams_queue.cli import bench, change, doctor, look, stats
+from streams_queue.cli import dashboard as dashboard_command
 from streams_queue.cli import worker as worker_command
 from streams_queue.cli.app import app
 from streams_queue.cli.doctor.roles import Role
 from streams_queue.cli.doctor.server import _FINDINGS
 from streams_queue.cli.options import EXIT_CODES
 from streams_queue.codec import ENGINE_FIELDS
+from streams_queue.dashboard import dashboard
 from streams_queue.keys import Keys
 from streams_queue.letters import Reason, Wanted
 from streams_queue.model import TRANSITIONS, Status
@@ -399,3 +402,28 @@ def test_the_exit_codes_are_those_of_the_doctor():
 
 def test_the_roles_are_those_of_the_doctor():
     assert [code(cell)[0] for cell in column(OPERATING, "role")] == list(Role)
+
+
+# ---- docs/dashboard.md
+
+DASHBOARD = ROOT / "docs" / "dashboard.md"
+
+
+def test_the_dashboards_exit_codes_are_those_of_the_command():
+    listed = re.findall(r"^  (\d)  (.*)$", dashboard_command.EPILOG, re.MULTILINE)
+    assert list(zip(column(DASHBOARD, "exit code"), column(DASHBOARD, "exit code", 1), strict=True)) == listed
+
+
+def test_the_dashboards_arguments_are_those_of_the_code():
+    documented = dict(zip(column(DASHBOARD, "argument"), column(DASHBOARD, "argument", 1), strict=True))
+    arguments = inspect.signature(dashboard).parameters
+    assert [code(name)[0] for name in documented] == list(arguments)
+    for name, default in documented.items():
+        assert default in {f"`{arguments[code(name)[0]].default!r}`", "from the environment"}
+
+
+def test_the_dashboards_addresses_are_those_of_the_code():
+    routes = [route for route in dashboard(url="redis://localhost")._routes.routes if isinstance(route, Route)]
+    calls = {(*(route.methods or set()) - {"HEAD"}, route.path) for route in routes if route.path.startswith("/api/")}
+    documented = {tuple(code(cell)[0].split()) for cell in column(DASHBOARD, "address")}
+    assert documented == calls - {("GET", "/api/openapi.json")}
