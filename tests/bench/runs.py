@@ -18,6 +18,9 @@ import redis
 import servers
 from bench.peers import OURS, Peer
 
+SERVER = "redis-8.2"
+"""Built with jemalloc, as most servers in production are; the embedded one uses the C library's allocator."""
+
 PATIENCE = 300.0
 """Seconds after which a program is given up."""
 
@@ -156,7 +159,7 @@ def server_at(url: str | None) -> Iterator[str]:
         yield url
         return
     with tempfile.TemporaryDirectory() as directory:
-        server = servers.start(servers.DEFAULT, Path(directory))
+        server = servers.start(SERVER, Path(directory))
         try:
             yield server.url
         finally:
