@@ -36,6 +36,7 @@ CHAT_FIELDS = frozenset(
 _NUMBERS = frozenset({"timestamp", "retry_count", "last_error_time", "next_retry", "moved_to_dlq_at"})
 _ESCAPE = "data:"
 _TYPES = "_sq_types"
+_PRIORITIES = {letter.encode(): priority for letter, priority in PRIORITIES.items()}
 _STATUSES = {status.value.encode(): status for status in Status}
 
 DEEPEST = 100
@@ -146,6 +147,11 @@ def number(raw: bytes | None, default: float = 0.0) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) else default
+
+
+def _whole(fields: Fields, name: str) -> int:
+    raw = fields.get(name)
+    return int(number(raw)) if raw is not None and raw != b"0" else 0
 
 
 def text(raw: bytes | None) -> str | None:
@@ -309,7 +315,7 @@ class Codec(Generic[Payload]):
             InvalidMessage: the payload does not fit the queue's Struct.
         """
         status = _STATUSES.get(fields.get("status", b""), Status.QUEUED)  # or an outsider's word for it
-        retries, crashes = int(number(fields.get("retry_count"))), int(number(fields.get("_sq_crashes")))
+        retries, crashes = _whole(fields, "retry_count"), _whole(fields, "_sq_crashes")
         error, reason = fields.get("error") or fields.get("last_error"), text(fields.get("_sq_reason"))
         # A dead letter's last run is in neither count, unless its worker died in it.
         last_run = status is Status.PROCESSING or (status is Status.ERROR and reason != "crash")
@@ -318,9 +324,9 @@ class Codec(Generic[Payload]):
             data=self._typed(id, _decode_payload(fields), lenient),
             status=status,
             attempts=retries + crashes + last_run,
-            deliveries=int(number(fields.get("_sq_deliveries"))),
+            deliveries=_whole(fields, "_sq_deliveries"),
             retries=retries,
-            priority=PRIORITIES.get((text(fields.get("_sq_entry")) or "n")[:1], "normal"),
+            priority=_PRIORITIES.get(fields.get("_sq_entry", b"")[:1], "normal"),
             enqueued_at=number(fields.get("timestamp")),
             error=text(error),
             reason=reason,

@@ -196,12 +196,15 @@ class Execution(Generic[Payload]):
         """Of the queue that the message is in: another may have one with the same id."""
         return self._settlement.prefix
 
-    def begin(self, timeout: float) -> None:
-        """From here on the calling task can be interrupted, and has so many seconds."""
-        self._task = asyncio.current_task()
+    def begin(self, timeout: float) -> asyncio.Task[Any]:
+        """From here on the calling task, which it gives, can be interrupted, and has so many seconds."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
         self._timer = self.loop.call_later(timeout, self._time_out)
         if self.interrupted:
             self._cancel()
+        return task
 
     def end(self) -> None:
         """The handler is over: nothing cancels the task any more."""
@@ -287,27 +290,8 @@ async def handle(
     handler asked for itself is its failure, and ends with it.
     """
     failpoints.hit("before_handler")
-    try:
-        return await _outcome(execution, handler, timeout, ending)
-    finally:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling() and not ending():
-            await _forget_cancellation(task)
-
-
-async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
-    """One that has not come through yet must not end what follows the handler."""
-    with suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)
-    while task.uncancel():
-        pass
-
-
-async def _outcome(
-    execution: Execution[Payload], handler: Handler[Payload], timeout: float, ending: Callable[[], bool]
-) -> Outcome:
     token = current.set(execution)
-    execution.begin(timeout)
+    task = execution.begin(timeout)
     try:
         return Completed(encoded_result(execution.message.id, await handler(execution.message)))
     except asyncio.CancelledError:
@@ -322,6 +306,16 @@ async def _outcome(
     finally:
         execution.end()
         current.reset(token)
+        if task.cancelling() and not ending():
+            await _forget_cancellation(task)
+
+
+async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
+    """One that has not come through yet must not end what follows the handler."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.uncancel():
+        pass
 
 
 def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejected:

@@ -346,32 +346,29 @@ class Worker(Generic[Payload]):
             self._let_go(run, lease)
 
     async def _work(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
-        try:
-            await self._execute(run, execution)
-        finally:
-            self._let_go(run, execution.lease)
-
-    def _let_go(self, run: "_Run[Payload]", lease: Lease) -> None:
-        run.keeper.drop(lease)
-        del self._executions[lease]
-
-    async def _execute(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
         observation, outcome = self.observation, None
         watched = observation.listening and observation.watch(execution.lease, execution.message, execution.fields)
         try:
-            outcome = await handle(execution, run.handler, self.policy.timeout, run.ending)
+            try:
+                outcome = await handle(execution, run.handler, self.policy.timeout, run.ending)
+            finally:
+                if watched:
+                    watched.end(*end_of(execution, outcome))
+            if execution.settled is None:  # the handler may have settled it by a call of the documented API
+                await execution.settle(outcome)
+            if execution.settled in NOT_WRITTEN:
+                self._say_lost(execution.lease, taken_out=execution.settled == "gone")
         except asyncio.CancelledError:
             # The lease is lost, the grace period over, or the worker cancelled. `release` knows which.
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
                 await execution.release()
             raise
         finally:
-            if watched:
-                watched.end(*end_of(execution, outcome))
-        if execution.settled is None:  # the handler may have settled it by a call of the documented API
-            await execution.settle(outcome)
-        if execution.settled in NOT_WRITTEN:
-            self._say_lost(execution.lease, taken_out=execution.settled == "gone")
+            self._let_go(run, execution.lease)
+
+    def _let_go(self, run: "_Run[Payload]", lease: Lease) -> None:
+        run.keeper.drop(lease)
+        del self._executions[lease]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -71,11 +71,12 @@ local function take_from(source)
       local entries = source(letter, wanted)
       local places = in_line(entries)
       for _, found in ipairs(entries) do
-        local row = take(letter, found[1], found[2] and found[2][2], places, consumer, lock_ms, now, bytes < max_bytes)
+        local id, room = found[2] and found[2][2], bytes < max_bytes
+        local row, size = take(letter, found[1], id, places, consumer, lock_ms, now, room)
         looked_at = looked_at + 1
         if row then
           rows[#rows + 1] = row
-          bytes = bytes + size_of(row)
+          bytes = bytes + size
         end
       end
     end

@@ -11,14 +11,15 @@ local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms = number(call('HGET', META, 'lease_ms'), 0)
 
-local FIELDS = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_listener', '_sq_settled', 'status', 'dedup_key',
-                'user_id'}
+local FIELDS = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_listener', 'dedup_key', 'user_id'}
 local ended = {}
 
 local function complete(id, entry, delivery, result, owner)
   local body, token = read_body(id, FIELDS), token_of(entry, delivery)
   if ended[id] == token then return 'completed' end  -- twice in one call
-  if not holds(id, body, consumer, entry, delivery, lease_ms, owner) then return settled_before(id, body, token) or 'stale' end
+  if not holds(id, body, consumer, entry, delivery, lease_ms, owner) then
+    return settled_before(id, read_body(id), token) or 'stale'
+  end
   end_message(id, body, 'completed', token, result, result ~= '' and result_ttl or EXPIRED_TTL)
   ended[id] = token
   count('completed_messages')

@@ -71,7 +71,8 @@ end
 -- Tells the processes that listen to this message; the channels stand in its hash, separated by spaces.
 local told = {}
 local function tell(listeners, id, status, detail)
-  for channel in string.gmatch(listeners or '', '%S+') do
+  if not listeners then return end
+  for channel in string.gmatch(listeners, '%S+') do
     told[#told + 1] = {channel, id .. '\n' .. status .. '\n' .. (detail or '')}
   end
 end

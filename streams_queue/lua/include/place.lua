@@ -30,10 +30,13 @@ local function letter_of(body)
   local letter = body and body._sq_entry and string.sub(body._sq_entry, 1, 1)
   return STREAMS[letter] and letter or 'n'
 end
--- What Redis would not take for an entry's id, somebody wrote there: in the middle of a script it would be an error.
+-- What Redis would not take for an entry's id, somebody wrote there: in the middle of a script it would be an error. No
+-- number of up to 19 digits is too large.
 local function live_entry(body)
-  local ms, seq = string.match(body and body._sq_entry or '', '^[hnl](%d+)%-(%d+)$')
-  if ms and #ms <= 19 and #seq <= 19 then return ms .. '-' .. seq end
+  local entry = body and string.match(body._sq_entry or '', '^[hnl](%d+%-%d+)$')
+  if not entry or #entry <= 20 then return entry end
+  local ms, seq = string.match(entry, '^(%d+)%-(%d+)$')
+  return #ms <= 19 and #seq <= 19 and entry or nil
 end
 
 -- Streams are shared with other programs: whether the entry is still there is asked, never assumed.
@@ -166,8 +169,9 @@ end
 
 -- Messages that end: what they need alike is done for all of them at once, by `end_messages`.
 local ending = {entries = {h = {}, n = {}, l = {}}, ids = {}, keys = {}, markers = {}}
-local function append(list, ...)
-  for i = 1, select('#', ...) do list[#list + 1] = select(i, ...) end
+local function append(list, first, second)
+  list[#list + 1] = first
+  if second then list[#list + 1] = second end
 end
 
 -- Has a message end for good: out of every set, its body and secrets deleted, a marker left for late listeners.

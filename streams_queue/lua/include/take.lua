@@ -7,34 +7,31 @@ local function in_line(entries)
   return places
 end
 
--- A whole hash: as a flat list, and the fields of BODY; nil for the latter where it is no body.
+-- A whole hash as a flat list; the fields of BODY, or nil where it is no body; where their values stand in the list; and
+-- the bytes of all of it.
 local WANTED = {}
 for _, name in ipairs(BODY) do WANTED[name] = true end
 local function read_message(id)
-  local flat, body = read_hash('HGETALL', id), {}
+  local flat, body, at, bytes = read_hash('HGETALL', id), {}, {}, 0
   for i = 1, #flat, 2 do
-    if WANTED[flat[i]] then body[flat[i]] = flat[i + 1] end
+    local name, value = flat[i], flat[i + 1]
+    bytes = bytes + #name + #value
+    if WANTED[name] then body[name], at[name] = value, i + 1 end
   end
-  return flat, body.timestamp and body
+  return flat, body.timestamp and body, at, bytes
 end
 
-local function write_message(id, flat, changes)
-  local at, words = {}, {}
-  for i = 1, #flat, 2 do at[flat[i]] = i + 1 end
-  for name, value in pairs(changes) do
-    append(words, name, value)
-    if at[name] then flat[at[name]] = value else append(flat, name, value) end
-  end
-  call('HSET', message_key(id), unpack(words))
+local function replace(flat, at, name, value)
+  if at[name] then flat[at[name]] = value else append(flat, name, value) end
 end
 
--- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body}, or nothing where it may not run; what
--- had to be done about that is done. `places` knows who is in line. `room` is false once the batch is full: the entry then
--- goes back, uncharged. A suspect is for one who runs it `alone`, so that the innocents beside it do not die of it for the
--- last time.
+-- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body} and the body's bytes, or nothing where it
+-- may not run; what had to be done about that is done. `places` knows who is in line. `room` is false once the batch is
+-- full: the entry then goes back, uncharged. A suspect is for one who runs it `alone`, so that the innocents beside it do
+-- not die of it for the last time.
 local function take(letter, entry, id, places, consumer, lock_ms, now, room, alone)
   if not id or not places[id] then return drop_strayed(letter, entry, id) end
-  local flat, body = read_message(id)
+  local flat, body, at, bytes = read_message(id)
   if not body then
     drop_entry(letter, entry)
     expire_message(id, now)
@@ -61,18 +58,15 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
   end
   if is_claimed_elsewhere(body) then count('outside_claimed_elsewhere') end
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
-  write_message(id, flat, {
-    status = 'processing', _sq_entry = letter .. entry, _sq_owner = consumer, _sq_deliveries = delivery,
-  })
+  local named = letter .. entry
+  call('HSET', message_key(id), 'status', 'processing', '_sq_entry', named, '_sq_owner', consumer, '_sq_deliveries', delivery)
+  replace(flat, at, 'status', 'processing')
+  replace(flat, at, '_sq_entry', named)
+  replace(flat, at, '_sq_owner', consumer)
+  replace(flat, at, '_sq_deliveries', delivery)
   if body._sq_ttl then arm_body(id, body._sq_ttl) end
   tell(body._sq_listener, id, 'processing')
-  return {id, letter .. entry, delivery, flat}
-end
-
-local function size_of(row)
-  local bytes = 0
-  for _, text in ipairs(row[4]) do bytes = bytes + #text end
-  return bytes
+  return {id, named, delivery, flat}, bytes
 end
 
 -- The lease in force, in milliseconds. A queue without one was never joined, or its keys are gone.
