@@ -68,6 +68,11 @@ class Access(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Access(users={len(self.credentials)}, hosts={sorted(self.hosts)}, read_only={self.read_only})"
 
+    @property
+    def knows_people(self) -> bool:
+        """Whether who asks has a name."""
+        return bool(self.credentials) or self.identify is not None
+
     def check_host(self, headers: Headers) -> None:
         """Refuse names that are not ours: a page elsewhere may have one that leads here (DNS rebinding)."""
         host = headers.getlist("host")

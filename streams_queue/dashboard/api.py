@@ -82,7 +82,8 @@ class Api:
             ]
         ]
         server = path(request).rstrip("/") or "/"
-        return _json(description(operations, server, with_password=bool(self._board.access.credentials)))
+        queues = [watched.prefix for watched in self._board.watch.queues]
+        return _json(description(operations, server, queues, with_password=bool(self._board.access.credentials)))
 
     async def _give_token(self, request: Request) -> Response:
         """A token for changes without a password, and its cookie."""

@@ -15,7 +15,7 @@ from streams_queue.codec import Fields
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.editing import amend, restored
 from streams_queue.dashboard.guard import FORM, USER
-from streams_queue.dashboard.pages import FILTERS
+from streams_queue.dashboard.pages import filters_in
 from streams_queue.dashboard.problems import Problem, bad, unknown
 from streams_queue.dashboard.reading import id_of, ref, wanted_of
 from streams_queue.dashboard.views import path, see
@@ -253,7 +253,7 @@ class _Form:
         return list(dict.fromkeys(map(id_of, self._values.get("id", []))))
 
     def filters(self) -> dict[str, str]:
-        return {name: self.text(name) for name in FILTERS}
+        return filters_in({name: values[-1] for name, values in self._values.items()})
 
     def number(self, name: str) -> float:
         with suppress(ValueError):

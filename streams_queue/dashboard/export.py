@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from streams_queue.dashboard.board import Board
-from streams_queue.dashboard.pages import FILTERS
+from streams_queue.dashboard.pages import filters_in
 from streams_queue.dashboard.problems import bad
 from streams_queue.dashboard.reading import wanted_of
 from streams_queue.dashboard.watch import Watched
@@ -33,7 +33,7 @@ class Export:
     async def dead(self, request: Request) -> Response:
         """Dead letters as CSV, for spreadsheets, or as JSON."""
         watched, asked = self._board.queue(request), request.query_params
-        wanted = wanted_of({name: asked.get(name, "") for name in FILTERS})
+        wanted = wanted_of(filters_in(asked))
         match asked.get("format"):
             case "csv":
                 return _file(watched, "csv", "text/csv; charset=utf-8", _csv(watched, wanted))

@@ -40,19 +40,21 @@ class Operation(NamedTuple):
 
 _PARAMETERS = {
     "prefix": {"type": "string", "pattern": "^[A-Za-z0-9_.:{}-]{1,128}$"},
-    "id": {"type": "string", "minLength": 1},
+    "id": {"type": "string", "pattern": "^([^~][\\s\\S]*|~([0-9a-f]{2})+)$"},
 }
 
 
-def description(operations: Sequence[tuple[Operation, str]], server: str, *, with_password: bool) -> dict[str, Any]:
-    """The document; each operation comes with a sentence on what it does."""
+def description(
+    operations: Sequence[tuple[Operation, str]], server: str, queues: Sequence[str], *, with_password: bool
+) -> dict[str, Any]:
+    """The document; each operation comes with a sentence on what it does, and `queues` are examples."""
     shapes: list[type[msgspec.Struct]] = [ProblemDetails]
     for operation, _ in operations:
         shapes += [shape for shape in (operation.answer, operation.body) if shape and shape not in shapes]
     _, components = msgspec.json.schema_components(shapes, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for operation, summary in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, summary)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, summary, queues)
     schemes: dict[str, Any] = {
         "password": {"type": "http", "scheme": "basic"},
         "token": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
@@ -82,13 +84,13 @@ def description(operations: Sequence[tuple[Operation, str]], server: str, *, wit
     }
 
 
-def _described(operation: Operation, summary: str) -> dict[str, Any]:
+def _described(operation: Operation, summary: str, queues: Sequence[str]) -> dict[str, Any]:
     is_change = operation.method == "POST"
     problems = {status for status in _PROBLEMS if is_change or status not in _OF_CHANGES}
     said: dict[str, Any] = {
         "summary": summary.strip().rstrip("."),
         "operationId": _name(operation),
-        "parameters": [*_in_path(operation.path), *_in_query(operation.query)],
+        "parameters": [*_in_path(operation.path, queues), *_in_query(operation.query)],
         "responses": {
             "200": {
                 "description": (operation.answer.__doc__ or "").strip(),
@@ -114,9 +116,10 @@ def _of(shape: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": _REF.format(name=shape.__name__)}
 
 
-def _in_path(path: str) -> list[dict[str, Any]]:
+def _in_path(path: str, queues: Sequence[str]) -> list[dict[str, Any]]:
+    known: dict[str, dict[str, Any]] = {"prefix": {"examples": list(queues)}} if queues else {}
     return [
-        {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
+        {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name] | known.get(name, {})}
         for name in re.findall(r"\{(\w+)\}", path)
     ]
 

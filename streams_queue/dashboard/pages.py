@@ -1,6 +1,7 @@
 """The pages that show something. None of them changes anything."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -9,7 +10,7 @@ from starlette.responses import Response
 from streams_queue.dashboard import reading
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.charts import AGE, FAILURES, FLOW, LINE, chart
-from streams_queue.dashboard.problems import unknown
+from streams_queue.dashboard.problems import bad, unknown
 from streams_queue.dashboard.reading import LETTERS, id_of, ref, wanted_of
 from streams_queue.dashboard.views import path, see
 from streams_queue.dashboard.watch import Watched
@@ -22,6 +23,14 @@ HEAD = 10
 FILTERS = ("reason", "older_than", "newer_than", "text")
 
 _OUTCOMES = ("requeued", "deleted", "missing", "expired", "amended", "removed")
+
+
+def filters_in(values: Mapping[str, str]) -> dict[str, str]:
+    """The filters of a page, as they stand in its address and go on into its forms: all that shows can be sent."""
+    filters = {name: values.get(name, "") for name in FILTERS}
+    if not all(value.isprintable() for value in filters.values()):
+        raise bad("a filter has signs in it that cannot be shown")
+    return filters
 
 
 class Pages:
@@ -65,11 +74,10 @@ class Pages:
     async def dead(self, request: Request) -> Response:
         """Dead letters, those that are asked for, a page of them."""
         watched, asked = self._board.queue(request), request.query_params
-        wanted = wanted_of(asked)
-        found = await reading.letters(watched.queue, wanted, asked.get("after"), LETTERS)
-        filters = {name: asked.get(name, "") for name in FILTERS}
+        filters = filters_in(asked)
+        found = await reading.letters(watched.queue, wanted_of(filters), asked.get("after"), LETTERS)
         return self._board.views.page(
-            request, "dead", watched=watched, found=found, filters=filters, wanted=wanted, reasons=list(Reason),
+            request, "dead", watched=watched, found=found, filters=filters, reasons=list(Reason),
             total=(await watched.queue.stats()).dead, first=not asked.get("after"), outcomes=outcomes_in(request),
         )  # fmt: skip
 

@@ -1,7 +1,5 @@
 """What pages and programs read of a queue: bounded, a page at a time."""
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping
@@ -57,7 +55,7 @@ def ref(id: str) -> str:
     try:
         return valid_id(id)
     except InvalidMessage:
-        return _HIDDEN_ID + base64.urlsafe_b64encode(id.encode(errors="surrogateescape")).decode().rstrip("=")
+        return _HIDDEN_ID + _packed(id)
 
 
 def id_of(reference: str) -> str:
@@ -67,18 +65,21 @@ def id_of(reference: str) -> str:
     return _unpacked(reference.removeprefix(_HIDDEN_ID), "id")
 
 
+def _packed(id: str) -> str:
+    return id.encode(errors="surrogateescape").hex()
+
+
 def _unpacked(packed: str, what: str) -> str:
     try:
-        raw = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        raw = bytes.fromhex(packed)
+    except ValueError:
         raise bad(f"{what} {packed!r:.80} cannot be read: take it as the answer before had it") from None
     return raw.decode(errors="surrogateescape")
 
 
 def cursor(place: Place) -> str:
     """A place, as a page passes it on to the next."""
-    packed = base64.urlsafe_b64encode(place.id.encode(errors="surrogateescape")).decode().rstrip("=")
-    return f"{place.score!r}_{packed}"
+    return f"{place.score!r}_{_packed(place.id)}"
 
 
 def place_of(text: str) -> Place:
@@ -98,8 +99,6 @@ def wanted_of(values: Mapping[str, str]) -> Wanted:
     reason = values.get("reason") or None
     if reason is not None and reason not in tuple(Reason):
         raise bad(f"reason {reason!r:.80} is unknown: use one of {', '.join(Reason)}")
-    if not values.get("text", "").isprintable():
-        raise bad("text has signs in it that cannot be shown")
     return Wanted(
         reason=None if reason is None else Reason(reason),
         older_than=_duration(values, "older_than"),

@@ -8,9 +8,23 @@ from msgspec import UNSET, Meta, UnsetType
 from streams_queue.dashboard.history import Minute, Pace
 
 Duration = Annotated[str, Meta(pattern=r"^\s*\d+(\.\d+)?[smhd]?\s*$", examples=["15m"], max_length=32)]
-Cursor = Annotated[str, Meta(description="`next` of the answer before", max_length=1024)]
+Cursor = Annotated[
+    str,
+    Meta(
+        description="`next` of the answer before",
+        pattern=r"^-?(inf|[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)_([0-9a-f]{2})*$",
+        max_length=4096,
+    ),
+]
 Limit = Annotated[int, Meta(ge=1, le=100, description="How many at most")]
-Id = Annotated[str, Meta(min_length=1, max_length=1024, description="A message's id")]
+Id = Annotated[
+    str,
+    Meta(
+        pattern=r"^([^~][\s\S]*|~([0-9a-f]{2})+)$",
+        max_length=1024,
+        description="A message's id; one of an outsider's that is no text as `~` and its bytes in hexadecimal",
+    ),
+]
 
 
 # ---- what is asked for
