@@ -326,7 +326,8 @@ def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejecte
     if isinstance(error, Reject):
         return Rejected("rejected", _shortened(scrubbed(_text_of(error), execution.fields)))
     trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
-    logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, trace)
+    shown = "\n".join(f"    {redaction.printable(line)}" for line in trace.splitlines())  # no text can pose as a record
+    logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, shown)
     return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))
 
 

@@ -80,17 +80,18 @@ class Watched:
 class Observation:
     """Who wants to know what one worker does."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, queue: str, *observers: Observer) -> None:
         self._queue = queue
-        self.observers: list[Observer] = []
+        self.observers: list[Observer] = [*observers]
         self.listening: tuple[Observer, ...] = ()
         """Those who want to know of the messages claimed last."""
         self.clock_behind = 0.0
         """Seconds that this machine's clock is behind the server's, whose time stands in messages."""
 
-    def ask(self) -> None:
+    def ask(self) -> tuple[Observer, ...]:
         """Who wants to know of the messages that come next?"""
         self.listening = tuple(observer for observer in self.observers if observer.wants())
+        return self.listening
 
     def watch(self, lease: Lease, message: Message[Any], fields: Fields) -> Watched:
         """A handler begins now."""

@@ -17,10 +17,11 @@ BODIES = 100
 TOO_DEEP = "(nested too deep to be shown)"
 
 
-def data_of(message: Message[dict[str, Any]]) -> dict[str, Any]:
+def data_of(message: Message[Any]) -> dict[str, Any]:
     """The payload, its secrets hidden."""
-    shallow = {name: _shallow(value) for name, value in message.data.items()}
-    shown: dict[str, Any] = cleared(shallow, message.data)
+    data = message.data if isinstance(message.data, dict) else msgspec.to_builtins(message.data, str_keys=True)
+    shallow = {name: _shallow(value) for name, value in data.items()}
+    shown: dict[str, Any] = cleared(shallow, data)
     return shown
 
 

@@ -31,6 +31,7 @@ from streams_queue.execution import (
 )
 from streams_queue.inspection import report
 from streams_queue.leases import LeaseKeeper
+from streams_queue.logs import MessageLog
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation
@@ -111,7 +112,8 @@ class Worker(Generic[Payload]):
         self._grace = grace
         self._poll_interval = poll_interval
         self._handler: Handler[Payload] | None = None
-        self.observation = Observation(queue.keys.prefix)
+        self.message_log = MessageLog()
+        self.observation = Observation(queue.keys.prefix, self.message_log)
         self._transitions = queue.transitions
         self._executions: dict[Lease, Execution[Payload] | None] = {}
         """What it holds; None stands for what cannot be decoded, and is being given up."""
@@ -395,7 +397,7 @@ class Worker(Generic[Payload]):
     async def _keep_time(self) -> None:
         """Know the server's clock, where somebody wants to know how long messages wait."""
         while True:
-            if self.observation.observers:
+            if self.observation.ask():
                 try:
                     self.observation.set_clock(await self._transitions.time())
                 except StreamsQueueError as error:

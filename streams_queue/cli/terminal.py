@@ -15,6 +15,7 @@ from streams_queue.errors import (
     StreamsQueueError,
     UnsupportedServer,
 )
+from streams_queue.logs import JsonFormatter, LineFormatter
 from streams_queue.redaction import printable
 
 FAILED = 1
@@ -31,20 +32,17 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-class _Formatter(logging.Formatter):
-    """One line a record; what follows a line break (a traceback) is indented, so that no text can pose as a record."""
+class LogFormat(StrEnum):
+    """How a log record is written."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n    ".join(printable(line) for line in super().format(record).split("\n"))
+    TEXT = "text"
+    JSON = "json"
 
 
-def log_to_stderr(level: LogLevel) -> None:
+def log_to_stderr(level: LogLevel, format: LogFormat = LogFormat.TEXT) -> None:
     """Write log records to stderr, unless the application has said where they go."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(JsonFormatter() if format is LogFormat.JSON else LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

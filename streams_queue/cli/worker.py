@@ -13,7 +13,7 @@ import typer
 
 from streams_queue.cli import loop
 from streams_queue.cli.target import load_worker
-from streams_queue.cli.terminal import LogLevel, ending_signals, fail_by, log_to_stderr
+from streams_queue.cli.terminal import LogFormat, LogLevel, ending_signals, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
 from streams_queue.settings import Address
 from streams_queue.worker import Worker
@@ -59,6 +59,10 @@ def worker(
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when nothing is left to do now.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="How much is logged to stderr.")] = LogLevel.INFO,
+    log_format: Annotated[LogFormat, typer.Option(help="A line of text a record, or a JSON object.")] = LogFormat.TEXT,
+    log_payload: Annotated[
+        bool, typer.Option("--log-payload", help="Lines about messages show the payload, secrets hidden.")
+    ] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(metavar="N", help="Serve /metrics, /load, /live and /ready on this port; 0 is any free one."),
@@ -68,11 +72,12 @@ def worker(
     ] = "127.0.0.1",
 ) -> None:
     """Work on a queue's messages. Start it again, anywhere, to go faster."""
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     try:
         loaded = load_worker(target)
         if concurrency is not None:
             loaded.concurrency = concurrency
+        loaded.message_log.payload |= log_payload
         if loaded.queue.settings.address == Address("embedded"):
             logger.warning(
                 "embedded:// is a server of this process alone: nobody else can send messages to this worker; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -169,7 +170,7 @@ async def test_log_lines_cannot_be_forged_and_show_no_payload(start, queue):
     process = start("jobs:worker", "--burst")
     code, log = end(process)
     assert code == 0
-    assert "\\x1b[31m\n    2026-01-01 00:00:00 INFO forged" in log
+    assert "\\x1b[31m\n        2026-01-01 00:00:00 INFO forged" in log
     assert "\x1b" not in log
     assert "private" not in log
 
@@ -307,3 +308,59 @@ async def test_without_what_metrics_need(start, folder):
     assert code == 2
     assert log == 'error: metrics need prometheus_client: pip install "streams-queue[metrics]"\n'
     assert end(start("jobs:worker", "--burst"))[0] == 0
+
+
+# ---- the log
+
+
+def lines_about(id: str, log: str) -> list[str]:
+    return [line for line in log.splitlines() if f" {id} " in line or f'"{id}"' in line]
+
+
+async def test_a_line_at_the_start_and_the_end_of_a_message(start, queue):
+    await queue.enqueue({"token": "canary"}, id="m1")
+    code, log = end(start("jobs:worker", "--burst", "--log-level", "debug"))
+    assert code == 0
+    begun, done = lines_about("m1", log)
+    assert re.search(r"DEBUG   streams_queue.messages: message m1 started: attempt 1, waited \d+\.\d{3} s$", begun)
+    assert re.search(r"message m1 completed: attempt 1, waited \d+\.\d{3} s, ran \d+\.\d{3} s$", done)
+    await queue.enqueue({}, id="m2")
+    assert lines_about("m2", end(start("jobs:worker", "--burst"))[1]) == [], "a busy worker does not drown its log"
+
+
+async def test_an_end_that_is_no_completion_is_information(start, queue):
+    await queue.enqueue({"error": "a\r\n2026-01-01 INFO forged", "password": "canary-pw"}, id="m1")
+    _, log = end(start("jobs:worker", "--burst"))
+    (line,) = [line for line in lines_about("m1", log) if "streams_queue.messages" in line]
+    assert "INFO    streams_queue.messages: message m1 failed: attempt 1, waited" in line
+    assert line.endswith(r", error: ValueError: a\r\n2026-01-01 INFO forged")
+
+
+async def test_the_log_as_json(start, queue, prefix):
+    await queue.enqueue({"error": "a\n\u202eforged", "body": "private"}, id="m1")
+    code, log = end(start("jobs:worker", "--burst", "--log-format", "json", "--log-level", "debug"))
+    assert code == 0
+    assert log.isascii()
+    records = [json.loads(line) for line in log.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(record) for record in records)
+    begun, failed = (record for record in records if record["logger"] == "streams_queue.messages")
+    assert (begun["level"], begun["outcome"], begun["id"], begun["queue"]) == ("DEBUG", "started", "m1", prefix)
+    assert (failed["level"], failed["outcome"], failed["attempt"]) == ("INFO", "failed", 1)
+    assert failed["error"] == "ValueError: a\\n\\u202eforged"
+    assert failed["run"] >= 0
+    assert failed["wait"] >= 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", failed["time"])
+    assert "private" not in log
+
+
+async def test_the_payload_when_asked_for_without_its_secrets(start, queue):
+    await queue.enqueue({"body": "shown", "token": "canary", "deep": {"api_key": "canary"}}, id="m1")
+    await queue.enqueue({"long": "x" * 10_000}, id="m2")
+    _, log = end(start("jobs:worker", "--burst", "--log-payload", "--log-level", "debug"))
+    begun, done = lines_about("m1", log)
+    for line in (begun, done):
+        assert '"body": "shown"' in line
+        assert '"token": "***"' in line
+        assert '"deep": {"api_key": "***"}' in line
+    assert "canary" not in log
+    assert all(4000 < len(line) < 5000 for line in lines_about("m2", log))

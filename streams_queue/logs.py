@@ -1,0 +1,101 @@
+"""The log: a line at the start and the end of each message, and records as lines that no text can forge.
+
+Messages have a logger of their own, ``streams_queue.messages``. Starts and completions are DEBUG, since a busy worker
+has thousands of them a second; an end of any other kind is INFO.
+"""
+
+import json
+import logging
+import time
+from typing import Any
+
+from streams_queue.observation import Ended, Started
+from streams_queue.redaction import printable
+from streams_queue.shown import data_of
+
+logger = logging.getLogger("streams_queue.messages")
+
+PAYLOAD_LIMIT = 4096
+"""Characters of a payload's JSON that a line shows."""
+
+
+class MessageLog:
+    """Logs what happens to the messages of one worker: an `Observer`. Costs nothing while the level is off.
+
+    Each record carries its facts in ``record.streams_queue``, a dict, for formatters such as `JsonFormatter`.
+    """
+
+    def __init__(self) -> None:
+        self.payload = False
+        """Whether lines show the payload, its secrets hidden."""
+
+    def wants(self) -> bool:
+        """Whether any of its lines would be written."""
+        return logger.isEnabledFor(logging.INFO)
+
+    def started(self, started: Started) -> None:
+        """A line at DEBUG."""
+        if logger.isEnabledFor(logging.DEBUG):
+            facts = self._facts(started, "started")
+            self._write(logging.DEBUG, "message %(id)s started: attempt %(attempt)d, waited %(wait).3f s", facts)
+
+    def ended(self, started: Started, ended: Ended, _: None) -> None:
+        """A line at DEBUG where the message is completed, at INFO otherwise."""
+        level = logging.DEBUG if ended.result == "completed" else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
+        facts = self._facts(started, ended.result) | {"run": round(ended.run, 6)}
+        words = "message %(id)s %(outcome)s: attempt %(attempt)d, waited %(wait).3f s, ran %(run).3f s"
+        if ended.reason:
+            facts |= {"reason": ended.reason, "error": printable(ended.error)}
+            words += ", %(reason)s: %(error)s"
+        self._write(level, words, facts)
+
+    def _facts(self, started: Started, outcome: str) -> dict[str, Any]:
+        message = started.message
+        facts = {
+            "queue": started.queue, "id": printable(message.id), "attempt": message.attempts,
+            "wait": round(started.wait, 6), "outcome": outcome,
+        }  # fmt: skip
+        return facts | {"payload": _shown(data_of(message))} if self.payload else facts
+
+    def _write(self, level: int, words: str, facts: dict[str, Any]) -> None:
+        if "payload" in facts:
+            words += ", payload %(payload)s"
+        logger.log(level, words, facts, extra={"streams_queue": facts})
+
+
+def _shown(data: dict[str, Any]) -> str:
+    text = json.dumps(data, default=str)
+    return text if len(text) <= PAYLOAD_LIMIT else text[: PAYLOAD_LIMIT - 1] + "…"
+
+
+class LineFormatter(logging.Formatter):
+    """One line a record; what follows a line break (a traceback) is indented, so that no text can pose as a record."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text, control characters escaped."""
+        return "\n    ".join(printable(line) for line in super().format(record).split("\n"))
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON object a record, in one line of ASCII: whatever a text holds is escaped.
+
+    ``time`` is UTC; a record about a message has its facts beside ``message``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        facts = {
+            "time": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname, "logger": record.name,
+            "message": record.getMessage(), **getattr(record, "streams_queue", {}),
+        }  # fmt: skip
+        if record.exc_info:
+            facts["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            facts["stack"] = record.stack_info
+        return json.dumps(facts, default=str)
