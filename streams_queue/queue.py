@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, overload
 import anyio
 import msgspec
 
+from streams_queue import tracing
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, text
 from streams_queue.connection import Connection
@@ -193,7 +194,10 @@ class Queue(Generic[Payload]):
         """
         batcher = self._batcher(replicas)
         message = self._new(payload, id, priority, delay, unique_key, ttl)
-        answer = await batcher.submit(message)
+        if tracing.is_on():
+            answer = await tracing.send(self.keys.prefix, [message], lambda traced: batcher.submit(*traced))
+        else:
+            answer = await batcher.submit(message)
         self._require(replicas, [answer])
         return _receipt(answer[0], own_id=None if id is not None else message.id)
 
@@ -213,7 +217,8 @@ class Queue(Generic[Payload]):
         """
         _check_replicas(replicas)
         messages = [self._new(payload, None, priority, delay, None, ttl) for payload in payloads]
-        answers = await self._send(messages, replicas=replicas)
+        send = partial(self._send, replicas=replicas)
+        answers = await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
         self._require(replicas, answers)
         return [_receipt(answer, own_id=new.id) for (answer, _), new in zip(answers, messages, strict=True)]
 

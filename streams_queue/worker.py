@@ -36,6 +36,7 @@ from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation
 from streams_queue.queue import Queue
+from streams_queue.tracing import HandlerSpans
 from streams_queue.transitions import Claimed
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Worker(Generic[Payload]):
         self._poll_interval = poll_interval
         self._handler: Handler[Payload] | None = None
         self.message_log = MessageLog()
-        self.observation = Observation(queue.keys.prefix, self.message_log)
+        self.observation = Observation(queue.keys.prefix, self.message_log, HandlerSpans())
         self._transitions = queue.transitions
         self._executions: dict[Lease, Execution[Payload] | None] = {}
         """What it holds; None stands for what cannot be decoded, and is being given up."""

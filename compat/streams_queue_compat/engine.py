@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from streams_queue import tracing
 from streams_queue.batching import Batcher
 from streams_queue.codec import Fields
 from streams_queue.execution import Policy
@@ -80,6 +81,11 @@ class Engine:
         An id is known no longer than its message is unfinished: the old code deleted what was done, and took the id of
         a dead letter for a new message. The engine remembers both for a while.
         """
+        if tracing.is_on():
+            return await tracing.send(self.queue.keys.prefix, [message], lambda traced: self._accept(*traced))
+        return await self._accept(message)
+
+    async def _accept(self, message: NewMessage) -> Enqueued:
         accepted = await self._enqueues.submit(message)
         if accepted.duplicate and accepted.id == message.id and accepted.status in FINAL:
             await self.transitions.remove([message.id], only_dead=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, look, moving, stats, worker
+from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, exporter, look, moving, stats, worker
 
 app = typer.Typer(
     name="streams-queue",
@@ -42,6 +42,7 @@ app.command(epilog=change.REMOVE_EPILOG)(change.remove)
 app.add_typer(dlq.app, name="dlq", help="Look at dead letters, put them back in line, throw them away.")
 app.command(epilog=change.PAUSE_EPILOG)(change.pause)
 app.command(epilog=change.RESUME_EPILOG)(change.resume)
+app.command(epilog=exporter.EPILOG)(exporter.exporter)
 app.command(epilog=moving.MIGRATE_EPILOG)(moving.migrate)
 app.command(epilog=moving.VERIFY_EPILOG)(moving.verify)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)

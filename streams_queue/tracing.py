@@ -1,0 +1,120 @@
+"""Spans of OpenTelemetry: one where messages are sent, one where each is worked on, joined by what the message carries.
+
+Nothing is traced, and nothing is paid for it, unless opentelemetry-api is installed and the application has set up a
+tracer provider. Claims, polling and renewals have no spans.
+
+A message carries the W3C ``traceparent`` of its sender in its hash, and behind a blank the ``tracestate`` where there
+is one. The span of its handler is a child of the sender's, and linked to it as the conventions for messaging ask.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from streams_queue.codec import text
+from streams_queue.observation import Ended, Started
+from streams_queue.transitions import GROUP, NewMessage
+
+try:
+    from opentelemetry import context as _context
+    from opentelemetry import trace as _trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("opentelemetry"):
+        raise
+    _IS_INSTALLED = False
+else:
+    _IS_INSTALLED = True
+    _PROPAGATOR = TraceContextTextMapPropagator()
+
+_FIELD = "_sq_trace"
+
+Answer = TypeVar("Answer")
+
+
+def is_on() -> bool:
+    """Whether spans would go anywhere."""
+    if not _IS_INSTALLED:
+        return False
+    provider = _trace.get_tracer_provider()
+    return not isinstance(provider, (_trace.ProxyTracerProvider, _trace.NoOpTracerProvider))
+
+
+def _tracer() -> Any:
+    return _trace.get_tracer("streams_queue", version("streams-queue"))
+
+
+async def send(
+    queue: str, messages: Sequence[NewMessage], by: Callable[[Sequence[NewMessage]], Awaitable[Answer]]
+) -> Answer:
+    """Send messages within a span, whose context each of them carries."""
+    attributes = _attributes("send", queue)
+    if len(messages) == 1:
+        attributes["messaging.message.id"] = messages[0].id
+    else:
+        attributes["messaging.batch.message_count"] = len(messages)
+    kind = _trace.SpanKind.PRODUCER
+    with _tracer().start_as_current_span(f"send {queue}", kind=kind, attributes=attributes) as span:
+        try:
+            return await by([_carrying(message) for message in messages])
+        except Exception as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            raise
+
+
+def _carrying(message: NewMessage) -> NewMessage:
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    value = " ".join(carrier[name] for name in ("traceparent", "tracestate") if carrier.get(name))
+    return message._replace(fields=[*message.fields, _FIELD.encode(), value.encode()]) if value else message
+
+
+class HandlerSpans:
+    """Spans around handlers, which they find as the current one: an `Observer`."""
+
+    def wants(self) -> bool:
+        """Whether spans would go anywhere."""
+        return is_on()
+
+    def started(self, started: Started) -> Any:
+        """Begin a span, and make it the current one of the handler's task."""
+        sender = _sender_of(started)
+        linked = [_trace.Link(_trace.get_current_span(sender).get_span_context())] if sender else []
+        attributes = _attributes("process", started.queue) | {
+            "messaging.message.id": started.message.id,
+            "messaging.consumer.group.name": GROUP,
+            "streams_queue.attempt": started.message.attempts,
+            "streams_queue.wait": started.wait,
+        }
+        span = _tracer().start_span(
+            f"process {started.queue}", context=sender or _context.Context(), kind=_trace.SpanKind.CONSUMER,
+            attributes=attributes, links=linked,
+        )  # fmt: skip
+        return span, _context.attach(_trace.set_span_in_context(span))
+
+    def ended(self, started: Started, ended: Ended, kept: Any) -> None:  # noqa: ARG002
+        """End the span; its status is an error where the handler failed."""
+        if kept is None:
+            return
+        span, token = kept
+        _context.detach(token)
+        span.set_attribute("streams_queue.result", ended.result)
+        if ended.reason:
+            span.set_attribute("error.type", ended.reason)
+            span.set_status(_trace.Status(_trace.StatusCode.ERROR, ended.error))
+        span.end()
+
+
+def _sender_of(started: Started) -> Any:
+    """The context that the message carries; None where it carries none, or something else."""
+    parent, _, state = (text(started.fields.get(_FIELD)) or "").partition(" ")
+    carrier = {"traceparent": parent, "tracestate": state} if state else {"traceparent": parent}
+    found = _PROPAGATOR.extract(carrier, context=_context.Context())
+    return found if _trace.get_current_span(found).get_span_context().is_valid else None
+
+
+def _attributes(operation: str, queue: str) -> dict[str, Any]:
+    return {
+        "messaging.system": "streams_queue", "messaging.destination.name": queue,
+        "messaging.operation.name": operation, "messaging.operation.type": operation,
+    }  # fmt: skip
