@@ -333,6 +333,8 @@ def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejecte
 
 def end_of(execution: Execution[Any], outcome: Outcome | None) -> tuple[Result, str, str]:
     """How a run ended, why, and its error's text; without an outcome it was interrupted."""
+    if execution.settled is None and isinstance(outcome, Completed):
+        return "completed", "", ""
     if execution.lost or execution.settled in NOT_WRITTEN:
         return "lost", "", ""
     match outcome:

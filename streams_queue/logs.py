@@ -9,7 +9,7 @@ import logging
 import time
 from typing import Any
 
-from streams_queue.observation import Ended, Started
+from streams_queue.observation import Run
 from streams_queue.redaction import printable
 from streams_queue.shown import data_of
 
@@ -33,29 +33,29 @@ class MessageLog:
         """Whether any of its lines would be written."""
         return logger.isEnabledFor(logging.INFO)
 
-    def started(self, started: Started) -> None:
+    def started(self, run: Run) -> None:
         """A line at DEBUG."""
         if logger.isEnabledFor(logging.DEBUG):
-            facts = self._facts(started, "started")
+            facts = self._facts(run, "started")
             self._write(logging.DEBUG, "message %(id)s started: attempt %(attempt)d, waited %(wait).3f s", facts)
 
-    def ended(self, started: Started, ended: Ended, _: None) -> None:
+    def ended(self, run: Run, kept: None) -> None:  # noqa: ARG002
         """A line at DEBUG where the message is completed, at INFO otherwise."""
-        level = logging.DEBUG if ended.result == "completed" else logging.INFO
+        level = logging.DEBUG if run.result == "completed" else logging.INFO
         if not logger.isEnabledFor(level):
             return
-        facts = self._facts(started, ended.result) | {"run": round(ended.run, 6)}
+        facts = self._facts(run, run.result) | {"run": round(run.took, 6)}
         words = "message %(id)s %(outcome)s: attempt %(attempt)d, waited %(wait).3f s, ran %(run).3f s"
-        if ended.reason:
-            facts |= {"reason": ended.reason, "error": printable(ended.error)}
+        if run.reason:
+            facts |= {"reason": run.reason, "error": printable(run.error)}
             words += ", %(reason)s: %(error)s"
         self._write(level, words, facts)
 
-    def _facts(self, started: Started, outcome: str) -> dict[str, Any]:
-        message = started.message
+    def _facts(self, run: Run, outcome: str) -> dict[str, Any]:
+        message = run.message
         facts = {
-            "queue": started.queue, "id": printable(message.id), "attempt": message.attempts,
-            "wait": round(started.wait, 6), "outcome": outcome,
+            "queue": run.queue, "id": printable(message.id), "attempt": message.attempts,
+            "wait": round(run.wait, 6), "outcome": outcome,
         }  # fmt: skip
         return facts | {"payload": _shown(data_of(message))} if self.payload else facts
 

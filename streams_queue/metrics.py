@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.model import Stats
-from streams_queue.observation import Ended, Started
+from streams_queue.observation import Run
 from streams_queue.queue import Queue
 from streams_queue.worker import Worker
 
@@ -206,18 +206,18 @@ class _Tally:
     def wants(self) -> bool:
         return True
 
-    def started(self, started: Started) -> None:
+    def started(self, run: Run) -> None:
         self.begun += 1
-        self._wait.add(started.wait)
+        self._wait.add(run.wait)
 
-    def ended(self, started: Started, ended: Ended, kept: None) -> None:  # noqa: ARG002
-        self._run.add(ended.run)
-        if ended.reason:
-            self.failures[ended.reason] += 1
+    def ended(self, run: Run, kept: None) -> None:  # noqa: ARG002
+        self._run.add(run.took)
+        if run.reason:
+            self.failures[run.reason] += 1
             return
-        self.results[ended.result] += 1
-        if ended.result == "completed":
-            self._age.add(ended.age)
+        self.results[run.result] += 1
+        if run.result == "completed":
+            self._age.add(run.age)
 
 
 class WorkerCollector(Collector):

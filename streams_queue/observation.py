@@ -5,8 +5,7 @@ Nobody listens unless asked to, and then a message costs one look at an empty tu
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from streams_queue.codec import Fields
 from streams_queue.model import Lease, Message
@@ -18,28 +17,71 @@ Result = Literal["completed", "failed", "rejected", "lost", "handed_back"]
 worker may have the message, or somebody took it out; the worker stops, and the message goes back to the line."""
 
 
-class Started(NamedTuple):
-    """A handler that begins now. Times in seconds."""
+class Run:
+    """One run of a handler that somebody wants to know of. Times in seconds.
 
-    queue: str
-    lease: Lease
-    message: Message[Any]
-    fields: Fields
-    """The message's hash."""
-    wait: float
-    """Since it came into line: accepted, or due after a delay or for a retry."""
+    Every message makes one, so what not everybody looks at is worked out when it is asked for.
+    """
 
+    __slots__ = (
+        "_behind", "_kept", "_lease", "_observers", "_started_at", "began", "error", "fields", "message", "queue",
+        "reason", "result", "took",
+    )  # fmt: skip
 
-class Ended(NamedTuple):
-    """A handler that has ended. Times in seconds."""
+    def __init__(
+        self,
+        observation: "Observation",
+        lease: Lease,
+        message: Message[Any],
+        fields: Fields,
+    ) -> None:
+        self.queue = observation.queue
+        self.message = message
+        self.fields = fields
+        """The message's hash."""
+        self.result: Result = "completed"
+        self.reason = ""
+        """The class of what went wrong, as a dead letter has it; empty where nothing did."""
+        self.error = ""
+        self.took = 0.0
+        """From the handler's beginning to its end, once it has ended."""
+        self._lease = lease
+        self._observers = observation.listening
+        self._behind = observation.clock_behind
+        self._started_at = time.time() + self._behind
+        self._kept: list[Any] = []
+        for observer in self._observers:
+            try:
+                self._kept.append(observer.started(self))
+            except Exception:  # whatever it is, it must not touch the message
+                logger.exception("an observer of messages failed")
+                self._kept.append(None)
+        self.began = time.perf_counter()
 
-    result: Result
-    reason: str
-    """The class of what went wrong, as a dead letter has it; empty where nothing did."""
-    error: str
-    run: float
-    age: float
-    """Since the message was enqueued."""
+    @property
+    def wait(self) -> float:
+        """From when the message came into line until its handler began: accepted, or due after a delay or for a retry.
+
+        An entry's id begins with the server's time in milliseconds.
+        """
+        milliseconds = self._lease.entry[1:].partition("-")[0]
+        came_at = int(milliseconds) / 1000 if milliseconds.isdecimal() else self.message.enqueued_at
+        return max(0.0, self._started_at - came_at)
+
+    @property
+    def age(self) -> float:
+        """From the message's enqueue until now."""
+        return max(0.0, time.time() + self._behind - self.message.enqueued_at)
+
+    def end(self, result: Result, reason: str, error: str) -> None:
+        """The handler has ended so."""
+        self.took = time.perf_counter() - self.began
+        self.result, self.reason, self.error = result, reason, error
+        for observer, kept in zip(reversed(self._observers), reversed(self._kept), strict=True):
+            try:
+                observer.ended(self, kept)
+            except Exception:
+                logger.exception("an observer of messages failed")
 
 
 class Observer(Protocol):
@@ -49,39 +91,20 @@ class Observer(Protocol):
         """Whether it wants to know of the messages claimed next; asked once a batch."""
         ...
 
-    def started(self, started: Started) -> Any:
+    def started(self, run: Run) -> Any:
         """A handler begins; what is returned here is given to `ended`."""
         ...
 
-    def ended(self, started: Started, ended: Ended, kept: Any) -> None:
+    def ended(self, run: Run, kept: Any) -> None:
         """The handler has ended."""
         ...
-
-
-class Watched:
-    """One run that somebody wants to know of."""
-
-    __slots__ = ("_began", "_kept", "_now", "_started")
-
-    def __init__(self, started: Started, observers: tuple[Observer, ...], now: Callable[[], float]) -> None:
-        self._started = started
-        self._now = now
-        self._kept = [(observer, _guarded(observer.started, started)) for observer in observers]
-        self._began = time.perf_counter()
-
-    def end(self, result: Result, reason: str, error: str) -> None:
-        """Tell how the run ended."""
-        run = time.perf_counter() - self._began
-        ended = Ended(result, reason, error, run, max(0.0, self._now() - self._started.message.enqueued_at))
-        for observer, kept in reversed(self._kept):
-            _guarded(observer.ended, self._started, ended, kept)
 
 
 class Observation:
     """Who wants to know what one worker does."""
 
     def __init__(self, queue: str, *observers: Observer) -> None:
-        self._queue = queue
+        self.queue = queue
         self.observers: list[Observer] = [*observers]
         self.listening: tuple[Observer, ...] = ()
         """Those who want to know of the messages claimed last."""
@@ -93,29 +116,6 @@ class Observation:
         self.listening = tuple(observer for observer in self.observers if observer.wants())
         return self.listening
 
-    def watch(self, lease: Lease, message: Message[Any], fields: Fields) -> Watched:
-        """A handler begins now."""
-        wait = max(0.0, self._now() - _came_at(lease, message))
-        return Watched(Started(self._queue, lease, message, fields, wait), self.listening, self._now)
-
     def set_clock(self, server_time: float) -> None:
         """The server's time is this now, in epoch seconds."""
         self.clock_behind = server_time - time.time()
-
-    def _now(self) -> float:
-        return time.time() + self.clock_behind
-
-
-def _came_at(lease: Lease, message: Message[Any]) -> float:
-    """When the message came into line: its entry's id begins with the server's time in milliseconds."""
-    milliseconds = lease.entry[1:].partition("-")[0]
-    return int(milliseconds) / 1000 if milliseconds.isdecimal() else message.enqueued_at
-
-
-def _guarded(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call's answer; whatever it raises must not touch the message."""
-    try:
-        return call(*arguments)
-    except Exception:
-        logger.exception("an observer of messages failed")
-        return None

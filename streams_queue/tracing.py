@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from streams_queue.codec import text
-from streams_queue.observation import Ended, Started
+from streams_queue.observation import Run
 from streams_queue.transitions import GROUP, NewMessage
 
 try:
@@ -76,38 +76,38 @@ class HandlerSpans:
         """Whether spans would go anywhere."""
         return is_on()
 
-    def started(self, started: Started) -> Any:
+    def started(self, run: Run) -> Any:
         """Begin a span, and make it the current one of the handler's task."""
-        sender = _sender_of(started)
+        sender = _sender_of(run)
         linked = [_trace.Link(_trace.get_current_span(sender).get_span_context())] if sender else []
-        attributes = _attributes("process", started.queue) | {
-            "messaging.message.id": started.message.id,
+        attributes = _attributes("process", run.queue) | {
+            "messaging.message.id": run.message.id,
             "messaging.consumer.group.name": GROUP,
-            "streams_queue.attempt": started.message.attempts,
-            "streams_queue.wait": started.wait,
+            "streams_queue.attempt": run.message.attempts,
+            "streams_queue.wait": run.wait,
         }
         span = _tracer().start_span(
-            f"process {started.queue}", context=sender or _context.Context(), kind=_trace.SpanKind.CONSUMER,
+            f"process {run.queue}", context=sender or _context.Context(), kind=_trace.SpanKind.CONSUMER,
             attributes=attributes, links=linked,
         )  # fmt: skip
         return span, _context.attach(_trace.set_span_in_context(span))
 
-    def ended(self, started: Started, ended: Ended, kept: Any) -> None:  # noqa: ARG002
+    def ended(self, run: Run, kept: Any) -> None:
         """End the span; its status is an error where the handler failed."""
         if kept is None:
             return
         span, token = kept
         _context.detach(token)
-        span.set_attribute("streams_queue.result", ended.result)
-        if ended.reason:
-            span.set_attribute("error.type", ended.reason)
-            span.set_status(_trace.Status(_trace.StatusCode.ERROR, ended.error))
+        span.set_attribute("streams_queue.result", run.result)
+        if run.reason:
+            span.set_attribute("error.type", run.reason)
+            span.set_status(_trace.Status(_trace.StatusCode.ERROR, run.error))
         span.end()
 
 
-def _sender_of(started: Started) -> Any:
+def _sender_of(run: Run) -> Any:
     """The context that the message carries; None where it carries none, or something else."""
-    parent, _, state = (text(started.fields.get(_FIELD)) or "").partition(" ")
+    parent, _, state = (text(run.fields.get(_FIELD)) or "").partition(" ")
     carrier = {"traceparent": parent, "tracestate": state} if state else {"traceparent": parent}
     found = _PROPAGATOR.extract(carrier, context=_context.Context())
     return found if _trace.get_current_span(found).get_span_context().is_valid else None

@@ -34,7 +34,7 @@ from streams_queue.leases import LeaseKeeper
 from streams_queue.logs import MessageLog
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
-from streams_queue.observation import Observation
+from streams_queue.observation import Observation, Run
 from streams_queue.queue import Queue
 from streams_queue.tracing import HandlerSpans
 from streams_queue.transitions import Claimed
@@ -350,7 +350,7 @@ class Worker(Generic[Payload]):
 
     async def _work(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
         observation, outcome = self.observation, None
-        watched = observation.listening and observation.watch(execution.lease, execution.message, execution.fields)
+        watched = observation.listening and Run(observation, execution.lease, execution.message, execution.fields)
         try:
             try:
                 outcome = await handle(execution, run.handler, self.policy.timeout, run.ending)

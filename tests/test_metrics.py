@@ -30,7 +30,7 @@ from streams_queue.metrics import (
     observe,
 )
 from streams_queue.monitor import Exporter, Monitor
-from streams_queue.observation import Observation
+from streams_queue.observation import Observation, Run
 
 Values = dict[tuple[str, ...], float]
 
@@ -246,11 +246,11 @@ async def test_the_wait_is_since_a_message_came_into_line_by_the_server_s_clock(
         def wants(self) -> bool:
             return True
 
-        def started(self, started):
-            waits.append(started.wait)
+        def started(self, run):
+            waits.append(run.wait)
 
-        def ended(self, started, ended, kept):
-            waits.append(ended.age)
+        def ended(self, run, kept):
+            waits.append(run.age)
 
     worker = worker_of(queue, Handler().handle)
     worker.observation.observers.append(Ears())
@@ -271,10 +271,10 @@ async def test_an_observer_that_fails_touches_no_message(queue, caplog):
         def wants(self) -> bool:
             return True
 
-        def started(self, started):
+        def started(self, run):
             raise ValueError("in started")
 
-        def ended(self, started, ended, kept):
+        def ended(self, run, kept):
             raise ValueError("in ended")
 
     worker = worker_of(queue, Handler().handle)
@@ -289,7 +289,7 @@ async def test_an_observer_that_fails_touches_no_message(queue, caplog):
 def test_nobody_who_listens_costs_next_to_nothing():
     observation = Observation("q")
     observation.ask()
-    best = min(timeit.repeat(lambda: observation.listening and observation.watch, number=10_000, repeat=5)) / 10_000
+    best = min(timeit.repeat(lambda: observation.listening and Run, number=10_000, repeat=5)) / 10_000
     assert best < 1e-6
 
 

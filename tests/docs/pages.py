@@ -7,6 +7,7 @@ What a page may hold:
     text block right after        what the Python block before prints; `...` stands for anything
     console block                 each `$ command` is run; what stands below it is what it prints
     sh block                      shown only: its commands have to exist
+    yaml block                    shown only: it has to be YAML
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ async def test_a_page_does_what_it_says(page, server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", BY_NAME)
 def test_every_block_is_of_a_known_kind(page):
     for block in blocks(BY_NAME[page]):
-        assert block.language in {"python", "text", "console", "sh", "ini"}, f"{page}:{block.line}"
+        assert block.language in {"python", "text", "console", "sh", "ini", "yaml"}, f"{page}:{block.line}"
         assert block.text.startswith("$ ") or block.language != "console", f"{page}:{block.line}"
 
 
