@@ -8,6 +8,7 @@ is one. The span of its handler is a child of the sender's, and linked to it as 
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -41,7 +42,12 @@ def is_on() -> bool:
 
 
 def _tracer() -> Any:
-    return _trace.get_tracer("streams_queue", version("streams-queue"))
+    return _tracer_of(_trace.get_tracer_provider())
+
+
+@lru_cache(maxsize=1)
+def _tracer_of(provider: Any) -> Any:
+    return provider.get_tracer("streams_queue", version("streams-queue"))
 
 
 async def send(
