@@ -1,13 +1,12 @@
 """`streams-queue exporter`: what queues count, for Prometheus and autoscalers, from one place."""
 
 import asyncio
-import signal
 from typing import Annotated
 
 import typer
 
-from streams_queue.cli.options import EXIT_CODES, PREFIX, Url, queue_name
-from streams_queue.cli.terminal import LogFormat, LogLevel, fail_by, log_to_stderr
+from streams_queue.cli.options import EXIT_CODES, PREFIX, Url, queue_name, refuse_private
+from streams_queue.cli.terminal import LogFormat, LogLevel, ending_signals, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
 from streams_queue.queue import Queue
 
@@ -51,8 +50,9 @@ async def _serve(names: list[str], url: str | None, host: str, port: int) -> Non
     from streams_queue.monitor import Exporter  # noqa: PLC0415  (the extra may be absent)
 
     queues = [Queue(name, url=url) for name in names]
+    refuse_private(queues[0].settings)
     serving = asyncio.create_task(Exporter(queues).run(host, port))
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
     try:
         await asyncio.wait([serving])
