@@ -14,7 +14,7 @@ import redis
 
 from bench import chart
 from bench.chart import Bar
-from bench.peers import OURS, PEERS, ROOT
+from bench.peers import OURS, PEERS, ROOT, Peer
 from bench.programs.common import BATCH, CALLERS
 from bench.rows import Figures, Pair, ratio
 from bench.runs import Bench
@@ -88,27 +88,48 @@ def _peers(figures: Figures) -> str:
     lines = [
         f"![Messages a second, ours and others']({CHART.name})",
         "",
-        "| queue | version | promise | finished/s | ours | enqueued/s, 32 callers | ours | in batches/s | ours |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| queue | version | promise | finished/s | ours | worker | server | enqueued/s | ours | in batches/s | ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    if OURS.name in figures.costs:
+        lines.append(
+            f"| {OURS.name} | this one | {OURS.after} | {_ours(figures.finish)} | - | {_cost(figures, OURS)} | "
+            f"{_ours(figures.enqueue)} | - | {_ours(figures.batch)} | - |"
+        )
     for peer in PEERS:
         if peer.name in figures.missing:
-            lines.append(f"| {peer.name} | {peer.version} | not run: {_cell(figures.missing[peer.name])} | | | | | | |")
+            lines.append(
+                f"| {peer.name} | {peer.version} | not run: {_cell(figures.missing[peer.name])} | | | | | | | | |"
+            )
         elif peer.name in figures.finish:
-            cells = [
-                cell
-                for pairs in (figures.finish, figures.enqueue, figures.batch)
-                for cell in _cells(pairs.get(peer.name))
-            ]
-            lines.append(f"| {peer.name} | {peer.version} | {peer.after} | {' | '.join(cells)} |")
+            finish, enqueue, batch = (
+                _beside(pairs.get(peer.name)) for pairs in (figures.finish, figures.enqueue, figures.batch)
+            )
+            lines.append(
+                f"| {peer.name} | {peer.version} | {peer.after} | {finish} | {_cost(figures, peer)} | {enqueue} "
+                f"| {batch} |"
+            )
     return "\n".join(lines) + "\n"
 
 
-def _cells(pairs: list[Pair] | None) -> tuple[str, str]:
+def _ours(by_peer: dict[str, list[Pair]]) -> str:
+    rates = [pair.ours for pairs in by_peer.values() for pair in pairs]
+    return f"{statistics.median(rates):,.0f}" if rates else "-"
+
+
+def _beside(pairs: list[Pair] | None) -> str:
+    """A peer's rate, and how many times as fast ours is."""
     if not pairs:
-        return "-", "-"
-    ours, theirs = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    return f"{theirs:,.0f}", f"{ours:,.0f}: {ratio(pairs):.2f} x"
+        return "- | -"
+    return f"{statistics.median(pair.theirs for pair in pairs):,.0f} | {ratio(pairs):.2f} x"
+
+
+def _cost(figures: Figures, peer: Peer) -> str:
+    runs = figures.costs[peer.name]
+    worker, server = (
+        statistics.median(times) for times in ([run.worker for run in runs], [run.server for run in runs])
+    )
+    return f"{worker * 1e6:.0f} µs | {server * 1e6:.0f} µs"
 
 
 def _cell(words: str) -> str:
@@ -148,7 +169,7 @@ def _chart(figures: Figures) -> str:
         (f"Enqueued a second, {BATCH:,} a call", figures.batch),
     ):
         bars = [Bar(name, statistics.median(pair.theirs for pair in pairs)) for name, pairs in by_peer.items()]
-        all_ours = [pair.ours for pairs in by_peer.values() for pair in pairs]
+        ours = [pair.ours for pairs in by_peer.values() for pair in pairs]
         if bars:
-            panels.append((head, [Bar(OURS.name, statistics.median(all_ours)), *bars]))
+            panels.append((head, [Bar(OURS.name, statistics.median(ours)), *bars]))
     return chart.drawn("streams-queue beside other queues: messages a second", panels, OURS.name)

@@ -33,6 +33,8 @@ class Peer(NamedTuple):
         after: when a message counts as done for the queue: what its promise rests on.
         share: of the messages that ours gets, so that a run takes seconds with each.
         batches: whether it has a call that enqueues many.
+        advised: whether its documentation says to set it up so; where it does not, it counts apart.
+        settings: environment variables.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Peer(NamedTuple):
     after: str
     share: float
     batches: bool = False
+    advised: bool = True
+    settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_python(self) -> bool:
@@ -49,7 +53,7 @@ class Peer(NamedTuple):
     @property
     def home(self) -> Path:
         """Its environment."""
-        return HOME / self.name.lower().replace(" ", "-")
+        return HOME / self.program
 
     @property
     def version(self) -> str:
@@ -76,7 +80,7 @@ class Peer(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(ROOT / "tests"), "BENCH_MODULES": str(self.home)}
+        return {"PYTHONPATH": str(ROOT / "tests"), "BENCH_MODULES": str(self.home), **dict(self.settings)}
 
     def _install(self, home: Path) -> None:
         if self.is_python:
@@ -118,6 +122,11 @@ PEERS = (
     Peer(
         "dramatiq", ("dramatiq==2.2.1", "redis==8.1.0", "hiredis==3.5.0"), "with_dramatiq",
         "at least once: acknowledged after the work", 0.25,
+    ),
+    Peer(
+        "dramatiq, 1,000 read ahead", ("dramatiq==2.2.1", "redis==8.1.0", "hiredis==3.5.0"), "with_dramatiq",
+        "at least once: acknowledged after the work", 0.25, advised=False,
+        settings=(("dramatiq_queue_prefetch", "1000"), ("BENCH_THREADS", "8")),
     ),
     Peer(
         "streaq", ("streaq==7.2.0", "coredis==6.9.0", *ASYNC), "with_streaq",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from bench.peers import OURS, Missing, Peer
 from bench.programs.common import Task, run
 from bench.programs.ours import FEW, PREFIX
-from bench.runs import Bench, Failed
+from bench.runs import Bench, Failed, Run
 from migrations.old_state import OldState
 from streams_queue import Queue
 from streams_queue_compat import chat_api_queue
@@ -55,6 +55,8 @@ class Figures:
     finish: dict[str, list[Pair]] = field(default_factory=dict)
     enqueue: dict[str, list[Pair]] = field(default_factory=dict)
     batch: dict[str, list[Pair]] = field(default_factory=dict)
+    costs: dict[str, list[Run]] = field(default_factory=dict)
+    """Of finishing, by queue, ours included."""
     missing: dict[str, str] = field(default_factory=dict)
     """Peers that were not run, and why."""
     commands: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -86,28 +88,33 @@ def beside_peers(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
             for _ in range(bench.options.pairs):
                 ours, theirs = _enqueued_and_finished(bench, OURS), _enqueued_and_finished(bench, peer)
                 figures.enqueue.setdefault(peer.name, []).append(Pair(ours.enqueued, theirs.enqueued))
-                figures.finish.setdefault(peer.name, []).append(Pair(ours.finished, theirs.finished))
+                figures.finish.setdefault(peer.name, []).append(Pair(ours.finished.rate, theirs.finished.rate))
+                figures.costs.setdefault(OURS.name, []).append(ours.finished)
+                figures.costs.setdefault(peer.name, []).append(theirs.finished)
         except (Missing, Failed) as reason:
             figures.missing[peer.name] = str(reason)
             say(f"{peer.name}: not run: {reason}")
             continue
-        for what, pairs in (("finish", figures.finish[peer.name]), ("enqueue", figures.enqueue[peer.name])):
-            say(f"{peer.name}: {what} {_medians(pairs)}")
-    python = [peer.name for peer in peers if peer.is_python]
+        say(f"{peer.name}: enqueue {_medians(figures.enqueue[peer.name])}")
+        say(f"{peer.name}: finish {_medians(figures.finish[peer.name])}; {_costs(figures.costs[peer.name])}")
+    if OURS.name in figures.costs:
+        say(f"ours: {_costs(figures.costs[OURS.name])}")
+    python = [peer.name for peer in peers if peer.is_python and peer.advised]
     _against(figures, "finish no-op messages, one worker process", figures.finish, python, 6)
+    _against(figures, "the same", figures.finish, [peer.name for peer in peers if not peer.advised], 6)
     _against(figures, "the same", figures.finish, [peer.name for peer in peers if not peer.is_python], 1.5)
     _against(figures, "`enqueue` from 32 concurrent callers", figures.enqueue, python, 1.5)
 
 
 class _Both(NamedTuple):
     enqueued: float
-    finished: float
+    finished: Run
 
 
 def _enqueued_and_finished(bench: Bench, peer: Peer) -> _Both:
     bench.flush()
     count = max(100, round(bench.options.messages * peer.share))
-    return _Both(bench.fill(peer, count), bench.work(peer, count).rate)
+    return _Both(bench.fill(peer, count), bench.work(peer, count))
 
 
 def in_batches(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
@@ -145,6 +152,13 @@ def _medians(pairs: list[Pair]) -> str:
     return f"{theirs:,.0f}/s, ours {ours:,.0f}/s, {ratio(pairs):.2f} x"
 
 
+def _costs(runs: list[Run]) -> str:
+    worker, server = (
+        statistics.median(times) for times in ([run.worker for run in runs], [run.server for run in runs])
+    )
+    return f"processor time for a message: worker {worker * 1e6:.0f} µs, server {server * 1e6:.0f} µs"
+
+
 # ---- ours alone
 
 
@@ -154,7 +168,7 @@ def share(bench: Bench, figures: Figures) -> None:
     for _ in range(bench.options.pairs):
         bench.flush()
         bench.fill(OURS, bench.options.messages, "fill-many")
-        shares.append(bench.work(OURS, bench.options.messages).server)
+        shares.append(bench.work(OURS, bench.options.messages).share)
     share = statistics.median(shares)
     figures.add("share of one Redis core in use while finishing", "85 %", f"{share:.0%}", share >= 0.85)
 

@@ -38,9 +38,18 @@ class Options(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What came of one run: messages a second, and the share of a core that the server used meanwhile."""
+    """What came of one run.
+
+    Attributes:
+        rate: messages a second.
+        share: of a core that the server used meanwhile.
+        worker: processor time of the worker for one message, in seconds.
+        server: that of the server.
+    """
 
     rate: float
+    share: float
+    worker: float
     server: float
 
 
@@ -75,6 +84,11 @@ class Program:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()
         raise Failed(f"{' '.join(self._command[1:])} ended: {said.rpartition(chr(10))[2][-300:]}")
+
+    def seconds(self) -> float:
+        """Processor time that it has used so far, user and system, all of its threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def ended(self) -> None:
         """Wait until it has ended."""
@@ -114,12 +128,13 @@ class Bench:
         """Have one worker process finish so many: from the first to the last, its start not counted."""
         with self.running(peer, "work", count, database) as running:
             running.heard()
-            before, began = self.server_seconds(), time.perf_counter()
+            server, worker, began = self.server_seconds(), running.seconds(), time.perf_counter()
             seconds = float(running.heard()["seconds"])
-            used, took = self.server_seconds() - before, time.perf_counter() - began
+            server, worker = self.server_seconds() - server, running.seconds() - worker
+            took = time.perf_counter() - began
             if peer is OURS:
                 running.ended()  # by itself: nothing is left claimed
-        return Run((count - 1) / seconds, used / took)
+        return Run((count - 1) / seconds, server / took, worker / count, server / count)
 
     @contextlib.contextmanager
     def running(self, peer: Peer, program: str, count: int, database: int = 0) -> Iterator[Program]:

@@ -10,7 +10,7 @@ from bench import chart, page, rows
 from bench.chart import Bar
 from bench.peers import OURS, PEERS, PROGRAMS
 from bench.rows import Figures, Pair
-from bench.runs import Bench, Failed, Options
+from bench.runs import Bench, Failed, Options, Run
 
 pytestmark = pytest.mark.leaks("programs are killed where they stand")
 
@@ -61,13 +61,17 @@ def test_the_page_has_the_figures(bench, tmp_path, monkeypatch):
     copied.write_text(page.PAGE.read_text())
     monkeypatch.setattr(page, "PAGE", copied)
     monkeypatch.setattr(page, "CHART", tmp_path / "benchmarks.svg")
-    figures = Figures(finish={"arq": [Pair(20, 4)]}, missing={"SAQ": "no | network"})
+    cost = Run(1.0, 0.5, 0.0001, 0.00002)
+    figures = Figures(
+        finish={"arq": [Pair(20, 4)]}, costs={"arq": [cost], OURS.name: [cost]}, missing={"SAQ": "no | network"}
+    )
     figures.add("work", "6 x", "5.00 x", met=False)
     for _ in range(2):
         page.written(bench, figures)
         text = copied.read_text()
         assert "| work | 6 x | 5.00 x | **missed** |" in text
-        assert "| 4 | 20: 5.00 x | - | - | - | - |" in text
+        assert "| 4 | 5.00 x | 100 µs | 20 µs | - | - | - | - |" in text
+        assert "| 20 | - | 100 µs | 20 µs | - | - | - | - |" in text
         assert "not run: no / network" in text
         assert text.count("<!-- bench: end -->") == 5
     assert ET.parse(tmp_path / "benchmarks.svg").getroot().attrib["role"] == "img"
