@@ -95,6 +95,8 @@ class Claimer:
             entries = await self._transitions.wait(self._reader, self._consumer, self._block)
         except StreamsQueueError as error:
             logger.debug("a read broke off, looking for what it may have brought: %s", error)
+            # redis-py's client of a Cluster may go on asking a node that is gone; a new one asks who has the slot.
+            await self._drop_reader()
             return await self._adopt_unseen(free, held)
         self._answered()
         return await self._adopt(entries, free) if entries else _NOTHING
@@ -117,8 +119,12 @@ class Claimer:
 
     async def close(self) -> None:
         """Give up the connection for reading."""
-        if self._reader is not None:
-            await self._connection.drop(self._reader)
+        await self._drop_reader()
+
+    async def _drop_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await self._connection.drop(reader)
 
     async def _adopt_unseen(self, free: int, held: Collection[Lease]) -> Claimed:
         entries = await self.patiently(lambda: self._unseen(held))

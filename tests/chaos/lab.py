@@ -293,6 +293,10 @@ class Lab:
         """Seconds in which work goes on after an outage of the server (I7)."""
         return 2 * self.lease + maintenance.INTERVAL + 1.0 + self._noise
 
+    def after_failover(self, down_after: float) -> float:
+        """Seconds in which work goes on after the death of a primary that is noticed after `down_after`."""
+        return down_after + 5.0 + self._noise
+
     @property
     def server(self) -> servers.Server:
         """The scenario's server; started when first asked for, unless `serve` did it with arguments."""

@@ -81,7 +81,7 @@ async def _fails_over(
             new = await until(lambda: _primary_of(replicas), 30, "a replica in charge")  # noqa: B023
             ended = lane.ledger.count("end")
             await until(lambda: lane.ledger.count("end") > ended + 20, 30, "work going on")  # noqa: B023
-            lab.tally.recovered(time.monotonic() - began, down_after + 5.0)
+            lab.tally.recovered(time.monotonic() - began, lab.after_failover(down_after))
             if not planned:
                 touched |= lane.ledger.between(began - LAG, began + down_after)
                 if not confirm:
