@@ -1,6 +1,7 @@
 """Which queues a database has."""
 
 import re
+from contextlib import suppress
 
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError
@@ -14,10 +15,12 @@ _STEP = 1000
 async def discover(connection: Connection) -> list[str]:
     """The prefixes of queues that have messages, or that a worker has joined, in order.
 
-    Reads the names of all keys by SCAN, which holds up nobody. Prefixes that no queue of ours may have are left out.
+    Reads the names of all keys by SCAN, which holds up nobody. Left out are prefixes that no queue of ours may have,
+    and those that this user may not look at.
 
     Raises:
         QueueUnavailable: the server does not answer.
+        ConfigurationError: this user may not send SCAN.
     """
     found: set[str] = set()
     with translated():
@@ -30,7 +33,9 @@ async def discover(connection: Connection) -> list[str]:
 
 
 async def _is_joined(connection: Connection, meta: bytes) -> bool:
-    return bool(await connection.client.hexists(meta.decode(errors="surrogateescape"), "schema"))
+    with suppress(ConfigurationError), translated():
+        return await connection.client.hget(meta.decode(errors="surrogateescape"), "schema") is not None
+    return False
 
 
 def _is_ours(prefix: str, connection: Connection) -> bool:

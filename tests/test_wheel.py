@@ -90,6 +90,10 @@ def test_what_is_in_it(wheel):
     assert top <= {"streams_queue", "streams_queue_compat", "bot_logic", "streams_queue_migrations"}
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "streams_queue" / "lua").rglob("*.lua")}
     assert scripts <= names
+    pages = {
+        path for path in (ROOT / "streams_queue" / "dashboard").rglob("*") if path.suffix in {".html", ".css", ".js"}
+    }
+    assert {str(path.relative_to(ROOT)) for path in pages} <= names
     assert {f"{package}/py.typed" for package in top} <= names
     # An __init__.py here would hide an application's own package of this name.
     assert not {"bot_logic/__init__.py", "bot_logic/services/__init__.py"} & names

@@ -14,6 +14,7 @@ from streams_queue.dashboard.problems import bad, unknown
 from streams_queue.dashboard.reading import LETTERS, id_of, ref, wanted_of
 from streams_queue.dashboard.views import path, see
 from streams_queue.dashboard.watch import Watched
+from streams_queue.errors import QueueUnavailable
 from streams_queue.letters import Reason
 from streams_queue.story import story_of
 
@@ -89,13 +90,18 @@ def overview_of(board: Board) -> dict[str, Any]:
 
 
 async def queue_of(watched: Watched) -> dict[str, Any]:
-    """What a queue's page shows."""
+    """What a queue's page shows; of one that cannot be read now, what was seen before."""
+    workers = line = None
+    try:
+        workers, line = await reading.workers(watched.queue), await reading.line(watched.queue, None, HEAD)
+    except QueueUnavailable as error:
+        watched.trouble = str(error)
     return {
         "watched": watched,
         **_summary(watched, [FLOW, LINE, FAILURES, AGE]),
         "minutes": watched.history.minutes()[::-1],
-        "workers": await reading.workers(watched.queue),
-        "line": await reading.line(watched.queue, None, HEAD),
+        "workers": workers,
+        "line": line,
     }
 
 

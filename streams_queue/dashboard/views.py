@@ -125,7 +125,6 @@ class Views:
             field=FIELD,
             user=request.scope.get(USER) if self._access.knows_people else None,
             read_only=self._access.read_only,
-            here=request.url.path,
             **context,
         )
 

@@ -53,6 +53,10 @@ class Watched:
                 logger.warning("queue %s: %s", self.prefix, error)
             self.trouble = str(error)
             return
+        except Exception:  # an answer nobody thought of must not end the watch over the others
+            logger.exception("queue %s", self.prefix)
+            self.trouble = "it cannot be looked at: the log of the dashboard says why"
+            return
         self.sample, self.trouble = Sample(oldest.now, stats, oldest.since), None
         self.history.add(self.sample)
 
@@ -152,6 +156,8 @@ class Watch:
         finally:
             await connection.close()
         self.trouble = None
+        for prefix in self._watched.keys() - set(prefixes):  # it has no keys any more
+            await self._watched.pop(prefix).queue.close()
         for prefix in prefixes:
             if prefix not in self._watched and len(self._watched) < MOST_QUEUES:
                 self._add(prefix)

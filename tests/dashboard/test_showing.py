@@ -14,6 +14,7 @@ from cli.test_look import HOSTILE, STEERING
 from dashboard.conftest import SECRET, seen
 from helpers import Held, running, until, work, worker_of
 from streams_queue import Reject
+from streams_queue.cli.doctor.roles import PASSWORD, Role, rule
 from streams_queue.dashboard.export import defused
 from streams_queue.dashboard.reading import LETTERS, LOOKED_AT
 
@@ -118,6 +119,69 @@ async def test_a_server_that_is_away(opened):
     text = await browser.text("/")
     assert "cannot be looked for" in text
     assert "hidden-word" not in text
+
+
+async def test_a_server_that_goes_away(server, opened, queue, prefix, redis):
+    """What was seen before stays, and says that it is older."""
+    name = f"only_{prefix}"
+    await redis.execute_command("ACL", "SETUSER", name, "on", "nopass", "~*", "&*", "+@all")
+    browser = await opened(url=server.url.replace("redis://", f"redis://{name}:x@"))
+    await queue.enqueue_many([{}] * 5)
+    app = browser.client._transport.app
+    await app._watch.get(prefix).look()
+    listener = Listener(app, f"/queues/{prefix}/events")
+    try:
+        assert "waiting 5" in await browser.text(f"/queues/{prefix}")
+        await redis.execute_command("ACL", "SETUSER", name, "-@all")
+        await app._watch.get(prefix).look()
+        assert "denied" in await browser.text("/")
+        page = await browser.text(f"/queues/{prefix}", 500)
+        assert "denied" in page
+        await browser.get(f"/queues/{prefix}/dead", 500)
+        await until(lambda: any(name == "away" for name, _ in listener.events), what="the listeners hear of it")
+        await redis.execute_command("ACL", "SETUSER", name, "+@all")
+        await until(lambda: listener.events[-1][0] == "parts", what="it is back")
+        assert "waiting 5" in await browser.text(f"/queues/{prefix}")
+    finally:
+        await listener.close()
+        await redis.execute_command("ACL", "DELUSER", name)
+
+
+async def test_a_queue_without_keys_is_shown_no_more(opened, redis):
+    await redis.zadd("ephemeral:queue:retry", {"a": 1})
+    browser = await opened(prefixes=None)
+    assert "ephemeral" in await browser.text("/")
+    await redis.delete("ephemeral:queue:retry")
+    watch = browser.client._transport.app._watch
+    await watch._search()
+    assert "ephemeral" not in await browser.text("/")
+
+
+async def test_a_viewer_is_enough_to_look(server, opened, queue, prefix, bury, redis):
+    """The rights that `doctor --acl viewer` prints, and a prefix, since finding queues takes SCAN."""
+    await bury("d1")
+    await queue.enqueue({}, id="o1")
+    await redis.execute_command(
+        *["nopass" if word == PASSWORD else word for word in rule(Role.VIEWER, "eye", [prefix])]
+    )
+    await redis.execute_command("ACL", "LOG", "RESET")
+    try:
+        browser = await opened(url=server.url.replace("redis://", "redis://eye:x@"), read_only=True)
+        start = f"/queues/{prefix}"
+        for path in (
+            "/",
+            start,
+            f"{start}/messages",
+            f"{start}/messages?user=u",
+            f"{start}/message?id=o1",
+            f"{start}/dead",
+        ):
+            await browser.get(path)
+        await browser.get(f"{start}/dead/export?format=csv")
+        denied = {entry["object"].partition("|")[0] for entry in await redis.acl_log()}
+        assert denied <= {"client"}
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "eye")
 
 
 # ---- messages
