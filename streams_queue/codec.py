@@ -37,7 +37,9 @@ _NUMBERS = frozenset({"timestamp", "retry_count", "last_error_time", "next_retry
 _ESCAPE = "data:"
 _TYPES = "_sq_types"
 _PRIORITIES = {letter.encode(): priority for letter, priority in PRIORITIES.items()}
-_STATUSES = {status.value.encode(): status for status in Status}
+
+STATUSES = {status.value.encode(): status for status in Status}
+"""Each status by its bytes in a hash."""
 
 DEEPEST = 100
 """Levels of lists and dicts in a value. Near Python's recursion limit one could be stored and then, from a deeper
@@ -178,6 +180,9 @@ def encode_values(values: Mapping[str, Any]) -> tuple[Fields, bytes]:
             raise InvalidMessage(f"payload key {name!r} is a {type(name).__name__}: use text")
         try:
             name.encode()
+            if type(value) is str:  # nearly all are
+                fields[name] = value.encode()
+                continue
             fields[name], letter = _encode_value(name, value)
         except ValueError as error:  # a lone surrogate, or an int of more digits than Python prints
             raise InvalidMessage(f"payload field {name!r} cannot be encoded: {error}") from error
@@ -292,7 +297,9 @@ class Codec(Generic[Payload]):
         Raises:
             InvalidMessage: it takes more than ``max_payload`` bytes.
         """
-        return [*self.flatten(fields), _TYPES.encode(), types]
+        flat = self.flatten(fields)
+        flat += (_TYPES.encode(), types)
+        return flat
 
     def flatten(self, fields: Fields) -> list[bytes]:
         """Names and values, one after the other.
@@ -300,13 +307,17 @@ class Codec(Generic[Payload]):
         Raises:
             InvalidMessage: they take more than ``max_payload`` bytes.
         """
-        size = sum(len(name) + len(value) for name, value in fields.items())
+        size, flat = 0, []
+        for name, value in fields.items():
+            size += len(name) + len(value)
+            flat.append(name.encode())
+            flat.append(value)
         if size > self._max_payload:
             raise InvalidMessage(
                 f"the payload takes {size} bytes, {self._max_payload} are allowed: store large data elsewhere and "
                 "enqueue a reference to it"
             )
-        return [item for name, value in fields.items() for item in (name.encode(), value)]
+        return flat
 
     def decode(self, id: str, fields: Fields, *, lenient: bool = False) -> Message[Payload]:
         """The message in a hash; when `lenient`, a payload that does not fit the queue's Struct is given as a dict.
@@ -314,7 +325,7 @@ class Codec(Generic[Payload]):
         Raises:
             InvalidMessage: the payload does not fit the queue's Struct.
         """
-        status = _STATUSES.get(fields.get("status", b""), Status.QUEUED)  # or an outsider's word for it
+        status = STATUSES.get(fields.get("status", b""), Status.QUEUED)  # or an outsider's word for it
         retries, crashes = _whole(fields, "retry_count"), _whole(fields, "_sq_crashes")
         error, reason = fields.get("error") or fields.get("last_error"), text(fields.get("_sq_reason"))
         # A dead letter's last run is in neither count, unless its worker died in it.

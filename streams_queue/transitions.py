@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 from redis import exceptions
 
 from streams_queue import scripts
-from streams_queue.codec import Fields, fields_of, number
+from streams_queue.codec import STATUSES, Fields, fields_of, number
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
@@ -698,10 +698,7 @@ def _left(ttl: int) -> float | None:
 
 
 def _status(raw: bytes) -> Status:
-    try:
-        return Status(raw.decode(errors="replace"))
-    except ValueError:
-        return Status.QUEUED  # an outsider's word for it
+    return STATUSES.get(raw, Status.QUEUED)  # or an outsider's word for it
 
 
 def _by_size(messages: Sequence[NewMessage]) -> Iterable[list[NewMessage]]:

@@ -58,12 +58,13 @@ end
 
 -- In portions: Lua unpacks no more than 8,000 values at once. What the engine needs comes last, and wins.
 local function write_body(message, words)
-  local key = message_key(message.id)
+  local key, n = message_key(message.id), #words
   for a = message.first, message.last do
-    words[#words + 1] = ARGV[a]
-    if #words == 1000 then
+    n = n + 1
+    words[n] = ARGV[a]
+    if n == 1000 then
       call('HSET', key, unpack(words))
-      words = {}
+      words, n = {}, 0
     end
   end
   if message.listener ~= '' then append(words, '_sq_listener', message.listener) end
@@ -73,13 +74,12 @@ local function write_body(message, words)
   if message.ttl ~= '' then arm_body(message.id, message.ttl, message.delay) end
 end
 
-local function accept(message, now)
+local function accept(message, now, stamp)
   local due = message.delay > 0 and now + message.delay or next_score(now)
   local status = message.delay > 0 and 'scheduled' or 'queued'
-  local old = message.body ~= nil or call('EXISTS', message_key(message.id)) == 1
   local entry = get_in(message, due)
-  if old then call('DEL', message_key(message.id)) end  -- an orphan's fields must not mix with the new ones
-  write_body(message, {'timestamp', seconds(now), 'status', status, 'retry_count', '0', '_sq_entry', entry})
+  if message.known then call('DEL', message_key(message.id)) end  -- an orphan's fields must not mix with the new ones
+  write_body(message, {'timestamp', stamp, 'status', status, 'retry_count', '0', '_sq_entry', entry})
   if message.slot then call('SET', message.slot, message.id, 'EX', whole_seconds(message.delay + dedup_expiry)) end
   if indexes_users then
     local user = call('HGET', message_key(message.id), 'user_id')
@@ -96,26 +96,31 @@ if wrong then return wrong end
 -- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end
 indexes_users = index or call('HGET', META, 'user_index') == '1'
-local now, answers, k, a = server_time(), {}, HOUSE + 1, 4
-local messages, markers = {}, {}
-while a <= #ARGV do
-  local fields = number(ARGV[a + 6])
-  messages[#messages + 1] = {
+local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 4, #ARGV
+local stamp, messages, bodies, markers = seconds(now), {}, {}, {}
+while a <= last do
+  local fields, i = number(ARGV[a + 6]), #messages + 1
+  messages[i] = {
     id = ARGV[a], letter = string.sub(ARGV[a + 1], 1, 1), delay = number(ARGV[a + 2], 0), ttl = ARGV[a + 3],
     listener = ARGV[a + 4], slot = ARGV[a + 5] == '1' and KEYS[k + 2] or nil, first = a + 7, last = a + 6 + 2 * fields,
   }
-  markers[#messages] = KEYS[k + 1]
+  bodies[i], markers[i] = KEYS[k], KEYS[k + 1]
   a, k = a + 7 + 2 * fields, k + 3
 end
 markers = call('MGET', unpack(markers))
+local some_known = call('EXISTS', unpack(bodies)) > 0  -- nearly always all ids are new
 for i, message in ipairs(messages) do
-  message.body, message.marker = read_body(message.id, FIELDS), markers[i]
+  message.marker = markers[i]
+  if some_known then
+    message.body = read_body(message.id, FIELDS)
+    message.known = message.body ~= nil or call('EXISTS', bodies[i]) == 1
+  end
   local holder, status = existing(message)
   if holder then
     count('duplicate_messages')
     answers[i] = {holder, status, 'duplicate'}
   else
-    answers[i] = accept(message, now)
+    answers[i] = accept(message, now, stamp)
   end
 end
 take_places()
