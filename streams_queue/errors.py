@@ -121,7 +121,7 @@ class Removed(StreamsQueueError):
 
 
 class NotFound(StreamsQueueError):
-    """Raised when nothing is known of a message: a wrong id, or its marker's TTL has ended."""
+    """Raised when nothing is known of a message (a wrong id, or its marker's TTL has ended) or of a queue to verify."""
 
 
 class MigrationError(StreamsQueueError):

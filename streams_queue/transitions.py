@@ -238,21 +238,31 @@ class Transitions:
 
     # ---- to a worker
 
+    async def schema(self) -> int:
+        """The number of the layout that the queue has."""
+        with self._translated():
+            schema: Any = await self.connection.client.hget(self.keys.meta, "schema")
+        return int(number(schema, SCHEMA))
+
     async def check_schema(self) -> None:
         """Nothing, where this engine knows the layout that the queue has.
 
         Raises:
             ConfigurationError: a newer engine wrote the queue.
         """
-        with self._translated():
-            schema: Any = await self.connection.client.hget(self.keys.meta, "schema")
-        self._refuse_newer(int(number(schema, SCHEMA)))
+        self._refuse_newer(await self.schema())
+
+    def too_new(self, schema: int) -> ConfigurationError | None:
+        """What is to be said of a layout that this engine does not know; None where it does."""
+        if schema <= SCHEMA:
+            return None
+        return ConfigurationError(
+            f"queue {self.keys.prefix!r} has schema {schema}, this engine knows {SCHEMA}: upgrade streams-queue"
+        )
 
     def _refuse_newer(self, schema: int) -> None:
-        if schema > SCHEMA:
-            raise ConfigurationError(
-                f"queue {self.keys.prefix!r} has schema {schema}, this engine knows {SCHEMA}: upgrade streams-queue"
-            )
+        if error := self.too_new(schema):
+            raise error
 
     async def join(self, consumer: str, lease: float) -> None:
         """Make the groups and the consumer, and agree on the lease (seconds).

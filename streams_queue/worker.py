@@ -49,6 +49,9 @@ on and a third is settled.
 CLOCK_EVERY = 60.0
 """Seconds between two looks at the server's clock, while somebody observes."""
 
+SCHEMA_EVERY = 10.0
+"""Seconds between two looks at the layout's number: a newer engine may take the queue over while this one works."""
+
 
 class Worker(Generic[Payload]):
     """Works on a queue's messages, ``concurrency`` at a time. Start more of them, anywhere, to go faster.
@@ -205,7 +208,8 @@ class Worker(Generic[Payload]):
         When cancelled it hands back what it holds. It rides out a server that is away, and installs no signal handlers.
 
         Raises:
-            ConfigurationError: no handler, workers of this queue live with another lease, or it runs already.
+            ConfigurationError: no handler, workers of this queue live with another lease, it runs already, or a newer
+                engine gave the queue another layout; where that happens meanwhile, it stops as by `stop` first.
             QueueUnavailable: the server cannot be reached at the start.
         """
         if self._handler is None:
@@ -244,6 +248,7 @@ class Worker(Generic[Payload]):
                 background.start_soon(self._give_signs, run.keeper)
                 background.start_soon(self._count_losses)
                 background.start_soon(self._keep_time)
+                background.start_soon(self._look_at_schema)
                 try:
                     async with anyio.create_task_group() as claiming:
                         # In a task of its own: who cancels this one does not cut off a claim under way.
@@ -404,6 +409,20 @@ class Worker(Generic[Payload]):
                 except StreamsQueueError as error:
                     logger.debug("the server's clock could not be read: %s", error)
             await anyio.sleep(CLOCK_EVERY)
+
+    async def _look_at_schema(self) -> None:
+        """Stop where a newer engine has given the queue another layout."""
+        while True:
+            await anyio.sleep(SCHEMA_EVERY)
+            try:
+                error = self._transitions.too_new(await self._transitions.schema())
+            except StreamsQueueError as unread:
+                logger.debug("the number of the layout could not be read: %s", unread)
+                continue
+            if error is not None:
+                logger.error("worker %s stops: %s", self.consumer, error)
+                self._broken = error
+                return self.stop()
 
     async def _count_losses(self) -> None:
         while True:

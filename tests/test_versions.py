@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from helpers import Handler, queue_at, running, until, worker_of
 from streams_queue import ConfigurationError
+from streams_queue import worker as worker_module
 from streams_queue.transitions import SCHEMA, Transitions
 
 
@@ -26,6 +29,19 @@ async def test_a_newer_layout_is_refused_before_anything_is_written(newer, redis
 async def test_a_worker_refuses_it_too(newer):
     with pytest.raises(ConfigurationError, match="upgrade streams-queue"):
         await worker_of(newer, Handler().handle).run()
+
+
+async def test_a_worker_stops_where_a_newer_engine_changes_the_layout(server, prefix, redis, monkeypatch, caplog):
+    monkeypatch.setattr(worker_module, "SCHEMA_EVERY", 0.05)
+    handler = Handler()
+    async with queue_at(server, prefix) as queue:
+        await queue.enqueue({"n": 1})
+        work = asyncio.create_task(worker_of(queue, handler.handle).run())
+        await until(lambda: handler.ids, what="one worked on")
+        await redis.hset(f"{prefix}:meta", "schema", str(SCHEMA + 1))
+        with pytest.raises(ConfigurationError, match="upgrade streams-queue"):
+            await asyncio.wait_for(work, 5)
+    assert "stops: queue" in caplog.text
 
 
 async def test_a_schema_that_is_no_number_is_no_news(server, prefix, redis):

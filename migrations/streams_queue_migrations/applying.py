@@ -13,6 +13,7 @@ from streams_queue.model import LETTERS
 from streams_queue.queue import Queue
 from streams_queue.reconciliation import ADOPTED_TTL
 from streams_queue_migrations.door import NO_ENTRIES, START, Door, sizes_in
+from streams_queue_migrations.marking import marked
 from streams_queue_migrations.model import QUEUES, Applied, Check, Finding, Progress, Verified
 from streams_queue_migrations.planning import WATCH
 from streams_queue_migrations.preflight import CHAT, preflight
@@ -39,18 +40,19 @@ async def apply(
         queue: open.
         progress: told after each page.
         set_aside: told of each id without a body.
-        force: go on although the preflight found that it could do harm.
+        force: go on although the preflight found that it could do harm, or another migration is under way.
         watch: seconds that the head of the line is watched for signs of old workers.
 
     Raises:
-        MigrationError: the preflight refused; nothing was written.
+        MigrationError: the preflight refused, or another migration is under way; nothing was written.
         QueueUnavailable: the server does not answer any more; run it again.
         ConfigurationError: a newer engine wrote the queue, or access is denied.
     """
     door = Door(queue.connection, queue.keys)
     _refuse(queue.keys.prefix, await preflight(door, watch=watch), force=force)
     move = _Move(door, queue, progress, set_aside)
-    return await move.run()
+    async with marked(door, force=force):
+        return await move.run()
 
 
 def _refuse(prefix: str, findings: list[Finding], *, force: bool) -> None:

@@ -21,6 +21,7 @@ _LAST = ("last_h", "last_n", "last_l")
 
 LOOK_AT = Script("look_at", ("queue", "cursor", "limit", "samples", "texts", *_LAST), home=_HOME)
 STRAYS = Script("strays", (), ("id",), home=_HOME)
+MARK = Script("mark", ("owner", "ttl", "action"), home=_HOME)
 PREPARE = Script("prepare", ("schema", "index_users"), home=_HOME)
 RETIME = Script("retime", ("limit",), home=_HOME)
 ENTER = Script("enter", ("cursor", "limit", "adopted_ttl", "dedup_expiry", *_LAST), home=_HOME)
@@ -32,7 +33,7 @@ CONCLUDE = Script("conclude", ("summary",), home=_HOME)
 STRIP = Script("strip", ("queue", "cursor", "limit"), home=_HOME)
 DISMANTLE = Script("dismantle", keys=("maintainer",), home=_HOME)
 
-SCRIPTS = (LOOK_AT, STRAYS, PREPARE, RETIME, ENTER, KEEP, DOOMED, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
+SCRIPTS = (LOOK_AT, STRAYS, MARK, PREPARE, RETIME, ENTER, KEEP, DOOMED, SET_ASIDE, TIDY, CONCLUDE, STRIP, DISMANTLE)
 
 START = "0"
 """The cursor at which a pass begins, and ends."""
@@ -82,6 +83,7 @@ class Stripped(NamedTuple):
     prioritised: int
     scheduled: int
     escaped: int
+    typed: int
 
 
 class Consumer(NamedTuple):
@@ -112,6 +114,11 @@ class Door(Transitions):
     async def strays(self, ids: list[str]) -> list[int]:
         """For each: 0 where it has a place, 1 where it has none and ends by itself, 2 where it would stay."""
         return list(await self._run(STRAYS, (), [(id,) for id in ids]))
+
+    async def mark(self, owner: str, lasts: float, action: str) -> tuple[str, str]:
+        """``take`` the queue where it is nobody's, ``force`` that, ``renew`` or ``free`` it: (whose, until when)."""
+        held_by, until = await self._run(MARK, (owner, lasts, action))
+        return _text(held_by), _text(until)
 
     async def prepare(self, *, index_users: bool) -> bool:
         """Make the groups and note that a move is under way; True where one was completed before."""

@@ -137,3 +137,5 @@ class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
     """They wait as retries now: the old code looks at those only when main is empty."""
     escaped: int
     """They have payload keys that the old code sees as ``data:<key>``."""
+    typed: int
+    """Their values had types, which are lost: they are read by the old rules from now on."""

@@ -6,6 +6,7 @@ from typing import Any
 from streams_queue.errors import MigrationError
 from streams_queue.queue import Queue
 from streams_queue_migrations.door import START, Door
+from streams_queue_migrations.marking import marked
 from streams_queue_migrations.model import Progress, RolledBack
 from streams_queue_migrations.preflight import OURS
 
@@ -22,14 +23,29 @@ async def roll_back(queue: Queue[Any], progress: Progress, *, force: bool = Fals
     Args:
         queue: open.
         progress: told after each page.
-        force: go on although workers of this engine run.
+        force: go on although workers of this engine run, or a migration.
 
     Raises:
-        MigrationError: workers of this engine run; nothing was written.
+        MigrationError: workers of this engine run, or a migration is under way; nothing was written.
         QueueUnavailable: the server does not answer any more; run it again.
     """
     door = Door(queue.connection, queue.keys)
     await _refuse_beside_workers(door, force=force)
+    async with marked(door, force=force):
+        counts = await _strip(door, progress)
+        await door.dismantle()
+    await door.unlock(queue.keys.global_lock, OURS)
+    return RolledBack(
+        prefix=queue.keys.prefix,
+        messages=counts["messages"],
+        prioritised=counts["prioritised"],
+        scheduled=counts["scheduled"],
+        escaped=counts["escaped"],
+        typed=counts["typed"],
+    )
+
+
+async def _strip(door: Door, progress: Progress) -> Counter[str]:
     sizes = await door.sizes()
     total, counts = sum(sizes[name] for name in _ORDER), Counter[str]()
     for name in _ORDER:
@@ -39,20 +55,12 @@ async def roll_back(queue: Queue[Any], progress: Progress, *, force: bool = Fals
             cursor = page.cursor
             counts.update(
                 messages=page.ids if name != "scheduled" else 0,  # these are met again among the retries
-                prioritised=page.prioritised, scheduled=page.scheduled, escaped=page.escaped,
+                prioritised=page.prioritised, scheduled=page.scheduled, escaped=page.escaped, typed=page.typed,
             )  # fmt: skip
             progress(name, counts["messages"], max(total, counts["messages"]))
             if cursor == START:
                 break
-    await door.dismantle()
-    await door.unlock(queue.keys.global_lock, OURS)
-    return RolledBack(
-        prefix=queue.keys.prefix,
-        messages=counts["messages"],
-        prioritised=counts["prioritised"],
-        scheduled=counts["scheduled"],
-        escaped=counts["escaped"],
-    )
+    return counts
 
 
 async def _refuse_beside_workers(door: Door, *, force: bool) -> None:

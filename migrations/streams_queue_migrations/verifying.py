@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from streams_queue.errors import NotFound
 from streams_queue.queue import Queue
 from streams_queue_migrations.census import take_census
 from streams_queue_migrations.door import Door
@@ -32,10 +33,16 @@ async def verify(queue: Queue[Any], progress: Progress, *, patience: float = PAT
         patience: seconds.
 
     Raises:
+        NotFound: there is no such queue.
         QueueUnavailable: the server does not answer.
         ConfigurationError: a newer engine wrote the queue, access is denied, or a key has the wrong type.
     """
-    return await look_twice(Door(queue.connection, queue.keys), progress, partial(asyncio.sleep, patience))
+    door = Door(queue.connection, queue.keys)
+    if not await door.kinds():
+        raise NotFound(
+            f"there is no queue {door.keys.prefix!r} in this database: look at the prefix, and at the server"
+        )
+    return await look_twice(door, progress, partial(asyncio.sleep, patience))
 
 
 async def look_twice(

@@ -68,7 +68,7 @@ after three seconds, and counts only if it is still there.
 \b
 Exit codes:
   0  all holds that must
-  1  something does not
+  1  something does not, or there is no such queue
   2  wrong arguments or configuration
   3  the server could not be reached
 """
@@ -277,6 +277,8 @@ def _tell_applied(done: Applied) -> None:
 
 def _tell_rolled_back(done: RolledBack) -> None:
     say(f"queue {done.prefix}: {done.messages:,} messages are as the old code knows them")
+    if done.typed:
+        say(f"  {done.typed:,} have values that had a type, which is lost: the old code guesses it from the text")
     if done.scheduled:
         say(f"  {done.scheduled:,} scheduled ones wait as retries: the old code looks at those only when main is empty")
     if done.prioritised:

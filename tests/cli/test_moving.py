@@ -173,6 +173,19 @@ def test_a_terminal_sees_how_far_it_is(terminal, client, reports, prefix):
     assert shown.out.rindex("report: ") > shown.out.rindex("\x1b[1A"), "no bar wipes it out"
 
 
+def test_a_queue_that_does_not_exist_is_not_clean(run):
+    code, out, err = run("verify", "--prefix", "typo")
+    assert (code, out) == (1, "") and err.startswith("error: there is no queue 'typo'")
+
+
+async def test_going_back_says_that_types_are_lost(run, reports, server, prefix):
+    async with Queue(prefix, url=server.url) as queue:
+        await queue.enqueue_many([{"text": "123"}, {"text": "a"}])
+    said = migrate(run, reports, "--rollback", "--yes").out
+    assert "2 messages are as the old code knows them" in said
+    assert "2 have values that had a type, which is lost" in said
+
+
 def test_a_server_that_is_away(run, reports):
     assert migrate(run, reports, "--url", "redis://127.0.0.1:1/0").code == 3
     assert run("verify", "--url", "redis://127.0.0.1:1/0").code == 3

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from migrations.steps import silent
 from streams_queue import Queue
-from streams_queue_migrations import apply, applying, roll_back
+from streams_queue_migrations import apply, applying, marking, roll_back
+
+MARK_LASTS = 0.3
+"""Seconds that the mark of a killed one holds up the next."""
 
 
 def run(step: str, url: str, prefix: str, grace: float, told: Connection | None = None) -> None:
     """Take one step; `told` hears when it begins, and when it has written its first page."""
-    applying.GRACE, applying.LOOKS = grace, 2
+    applying.GRACE, applying.LOOKS, marking.LASTS = grace, 2, MARK_LASTS
     asyncio.run(_run(step, url, prefix, told))
 
 

@@ -85,7 +85,7 @@ async def test_the_old_worker_works_everything_off(queue: Queue[Any], client, re
     consumers = partial(client.xinfo_consumers, queue.keys.streams["h"], "workers")
     await until(lambda: all(row["idle"] > 1 for row in consumers()), what="leases running out")
     done = await move_back(queue)
-    assert (done.messages, done.prioritised, done.scheduled, done.escaped) == (9, 1, 1, 1)
+    assert (done.messages, done.prioritised, done.scheduled, done.escaped, done.typed) == (9, 1, 1, 1, 9)
     assert engine_keys(client, prefix) == [] and engine_fields(client, prefix) == []
     assert not client.exists(queue.keys.lock("high"))
     assert await redis.zrange(f"{prefix}:queue:main", 0, -1) == expected["main"]

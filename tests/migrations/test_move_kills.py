@@ -18,7 +18,7 @@ from migrations.old_state import OldState, every_damage
 from migrations.pictures import Copy, Picture, differences, picture
 from migrations.steps import move_back, move_clean
 from streams_queue import Queue
-from streams_queue_migrations import applying
+from streams_queue_migrations import applying, marking
 
 GRACE = 0.05
 MESSAGES = 1500
@@ -102,6 +102,7 @@ def is_half_done(now: Picture, untouched: Picture, done: Picture) -> bool:
 def _same_grace(monkeypatch: pytest.MonkeyPatch, _in_a_hurry: None) -> None:
     monkeypatch.setattr(applying, "GRACE", GRACE)
     monkeypatch.setattr(applying, "LOOKS", 2)
+    monkeypatch.setattr(marking, "LASTS", programs.MARK_LASTS)
 
 
 async def test_an_apply_killed_fifty_times(server, client: Any, queue: Queue[Any], state: OldState):

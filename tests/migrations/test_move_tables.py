@@ -477,10 +477,10 @@ async def test_strip_makes_of_the_engine_s_messages_old_ones(prepared: Moving):
     await prepared.enqueue("h", priority="high", ttl=500.0)
     await prepared.enqueue("s", delay=400)
     await prepared.enqueue("e", **ESCAPED)
-    assert (await prepared.stripped("scheduled"))[1:] == (1, 0, 1, 0)
-    assert (await prepared.stripped("retry"))[1:] == (2, 0, 0, 0)
-    assert (await prepared.stripped("main"))[1:] == (3, 1, 0, 1)
-    assert (await prepared.stripped("dlq"))[1:] == (1, 0, 0, 0)
+    assert (await prepared.stripped("scheduled"))[1:] == (1, 0, 1, 0, 1)
+    assert (await prepared.stripped("retry"))[1:] == (2, 0, 0, 0, 1)
+    assert (await prepared.stripped("main"))[1:] == (3, 1, 0, 1, 3)
+    assert (await prepared.stripped("dlq"))[1:] == (1, 0, 0, 0, 1)
     await prepared.door.dismantle()
 
     def plain(id: str, status: str, **more: str) -> dict[str, str]:

@@ -7,8 +7,7 @@
 --- include place
 --- include restart
 --- include survey
-local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), ARGV[3], number(ARGV[4], 3600)
-local KNOWS_GT = redis.REDIS_VERSION_NUM ~= nil  -- both came with Redis 7.0
+local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), number(ARGV[3], 3600), number(ARGV[4], 3600)
 local last = {}
 for i, letter in ipairs(PRIORITIES) do last[letter] = ARGV[4 + i] end
 
@@ -56,14 +55,18 @@ local function enter_unknown(id, score)
   local key = message_key(id)
   local seen = try('HMGET', key, 'timestamp', '_sq_entry', 'user_id')
   if not seen[1] or seen[2] then return false end
-  local entry = call('XADD', STREAMS.n, '*', 'id', id)
-  local ttl = adopted_ttl
+  local entry, ttl = call('XADD', STREAMS.n, '*', 'id', id), adopted_ttl
   if not KNOWS_GT or call('EXPIRE', key, ttl, 'GT') == 0 then
     ttl = life_of(id, adopted_ttl)
     arm_body(id, ttl)
   end
   call('HSET', key, '_sq_entry', 'n' .. entry, 'status', 'queued', '_sq_ttl', ttl)
-  index_user({user_id = seen[3]}, id, score, ttl)
+  local index = user_key(seen[3])
+  if index and ttl ~= adopted_ttl then
+    index_user({user_id = seen[3]}, id, score, ttl)
+  elseif index and not failed(try('ZADD', index, score, id)) then
+    outlast(index, ttl)
+  end
   last.n = entry
   entered = entered + 1
   return true

@@ -3,7 +3,7 @@
 -- KEYS     house
 -- ARGV     queue cursor limit; queue is main, retry, scheduled or dlq
 -- RETURNS  {next cursor, ids looked at, of high or low priority, scheduled ones moved, with payload keys the old code does
---          not know}
+--          not know, with values whose types are lost}
 --- include house
 --- include place
 --- include survey
@@ -13,7 +13,7 @@ local STATUS = {main = 'queued', retry = 'retry', scheduled = 'retry', dlq = 'er
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local prioritised, moved, escaped, gone = 0, 0, 0, {}
+local prioritised, moved, escaped, typed, gone = 0, 0, 0, 0, {}
 
 local function own_fields(id)
   local own, has_escaped = {}, false
@@ -36,6 +36,7 @@ local function strip(id, score)
   if letter_of(body) ~= 'n' then prioritised = prioritised + 1 end
   local own, has_escaped = own_fields(id)
   if has_escaped then escaped = escaped + 1 end
+  if body._sq_types then typed = typed + 1 end
   call('HSET', message_key(id), 'status', STATUS[queue])
   if queue == 'scheduled' then call('HSET', message_key(id), 'next_retry', score) end
   for from = 1, #own, 1000 do call('HDEL', message_key(id), unpack(own, from, math.min(from + 999, #own))) end
@@ -43,4 +44,4 @@ end
 
 local page = page_of(SETS[queue], cursor, limit)
 for i, id in ipairs(page.ids) do strip(id, page.scores[i]) end
-return {cursor_after(page, gone), #page.ids, prioritised, moved, escaped}
+return {cursor_after(page, gone), #page.ids, prioritised, moved, escaped, typed}

@@ -145,25 +145,30 @@ local function free_slot(body, id)
   if is_slot(body.dedup_key) and try('GET', body.dedup_key) == id then call('DEL', body.dedup_key) end
 end
 
+local KNOWS_GT = redis.REDIS_VERSION_NUM ~= nil  -- EXPIRE's; both came with Redis 7.0
+
 -- The index of a user's unfinished messages, kept where the queue asked for it (P:meta user_index).
 local indexes_users
-local function user_key(body)
+local function user_key(user_id)
   if indexes_users == nil then indexes_users = call('HGET', META, 'user_index') == '1' end
-  return indexes_users and body.user_id and PREFIX .. ':user:' .. redis.sha1hex(body.user_id)
+  return indexes_users and user_id and PREFIX .. ':user:' .. redis.sha1hex(user_id)
+end
+-- As long as the last of them.
+local function outlast(key, wanted)
+  if KNOWS_GT and call('EXPIRE', key, wanted, 'GT') == 1 then return end
+  local left = call('TTL', key)  -- -1: it has no end, as a new one has none
+  if left == wanted then return end
+  if (left >= 0 and left < wanted) or call('ZCARD', key) == 1 then call('EXPIRE', key, wanted) end
 end
 local function index_user(body, id, score, ttl, until_due)
-  local key = user_key(body)
-  local left = key and call('TTL', key)  -- -2: there is no such key yet, -1: it has no end
+  local key = user_key(body.user_id)
   if not key or failed(try('ZADD', key, score, id)) then return end
   ttl = number(ttl)
   if not ttl then return call('PERSIST', key) end
-  local wanted = whole_seconds(ttl + (until_due or 0))
-  if left == wanted then return end
-  local is_last = left == -2 or (left >= 0 and left < wanted) or call('ZCARD', key) == 1
-  if is_last then call('EXPIRE', key, wanted) end  -- as long as the last of them
+  outlast(key, whole_seconds(ttl + (until_due or 0)))
 end
 local function forget_user(body, id)
-  local key = user_key(body)
+  local key = user_key(body.user_id)
   if key then try('ZREM', key, id) end
 end
 
