@@ -13,7 +13,7 @@ from migrations.old_state import OldState
 from migrations.steps import Moving, move, move_back, move_clean, silent
 from streams_queue import Queue
 from streams_queue.errors import MigrationError
-from streams_queue_migrations import apply, applying, marking
+from streams_queue_migrations import apply, applying, marking, verifying
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def two(state: OldState) -> OldState:
     return state
 
 
-async def marks(client: Any, queue: Queue[Any]) -> list[Any]:
+async def marks(client: Any, queue: Queue[Any]) -> Any:
     return client.hmget(queue.keys.meta, "migration_owner", "migration_until")
 
 
@@ -34,12 +34,11 @@ async def test_a_second_one_is_refused_and_told_whose_the_first_is(
     monkeypatch.setattr(marking, "LASTS", 0.3)
     at_work, goes_on = asyncio.Event(), asyncio.Event()
 
-    async def held(*_: object, **__: object) -> Any:
+    async def held(*args: Any, **options: Any) -> Any:
         at_work.set()
         await goes_on.wait()
-        return await real(*_, **__)
+        return await verifying.look_twice(*args, **options)
 
-    real = applying.look_twice
     monkeypatch.setattr(applying, "look_twice", held)
     first = asyncio.create_task(apply(queue, silent, silent, watch=0))
     await at_work.wait()

@@ -80,6 +80,15 @@ local function look_at_place(id, score)
   end
 end
 
+local free, locks = {}, {}  -- messages that nobody of ours holds, and their locks
+local function look_at_locks()
+  for i, id in ipairs(free) do locks[i] = lock_key(id) end
+  if #locks == 0 or call('EXISTS', unpack(locks)) == 0 then return end
+  for i, id in ipairs(free) do
+    if call('EXISTS', locks[i]) == 1 then note('locked', id) end
+  end
+end
+
 local FIELDS = {'timestamp', '_sq_entry', '_sq_owner', 'status'}
 local function look_at(id, score)
   look_at_place(id, score)
@@ -91,7 +100,7 @@ local function look_at(id, score)
   if left >= 0 and left <= SOON then note('ends_soon', id) end
   if texts then look_at_texts(id) end
   if queue ~= 'main' then return end
-  if not body._sq_owner and call('EXISTS', lock_key(id)) == 1 then note('locked', id) end
+  if not body._sq_owner then free[#free + 1] = id end
   look_at_entry(id, body)
 end
 
@@ -103,6 +112,7 @@ for i, id in ipairs(page.ids) do
     break
   end
 end
+look_at_locks()
 local counts = {}
 for name, times in pairs(found) do
   counts[#counts + 1] = name

@@ -38,8 +38,37 @@ end
 local function is_after(ms, seq, other) return ms > other.ms or (ms == other.ms and seq > other.seq) end
 local function is_delivered(letter, ms, seq) return not is_after(ms, seq, delivered_up_to[letter]) end
 
+-- Whoever asks for many entries of a stream mostly asks for one after the other: after the first few, a whole stretch of
+-- it is read at once. Where they lie apart, that is given up.
+local SINGLY, STRETCHES, LENGTH = 8, 3, 500
+local asked, stretches = {h = 0, n = 0, l = 0}, {h = {}, n = {}, l = {}}
+
+local function stretch_from(letter, entry, ms, seq)
+  local rows = call('XRANGE', STREAMS[letter], entry, '+', 'COUNT', LENGTH)
+  local stretch = {first = {ms = ms, seq = seq}, entries = {}}
+  for _, row in ipairs(rows) do stretch.entries[row[1]] = true end
+  local last_ms, last_seq = string.match(#rows == LENGTH and rows[LENGTH][1] or '', '^(%d+)%-(%d+)$')
+  stretch.last = {ms = tonumber(last_ms) or math.huge, seq = tonumber(last_seq) or 0}
+  return stretch
+end
+
+local function is_in_stream(letter, entry, ms, seq)
+  asked[letter] = asked[letter] + 1
+  if asked[letter] <= SINGLY then return entry_exists(letter, entry) end
+  local read = stretches[letter]
+  local stretch = read[#read]
+  if not stretch or is_after(ms, seq, stretch.last) then
+    if #read == STRETCHES then return entry_exists(letter, entry) end
+    stretch = stretch_from(letter, entry, ms, seq)
+    read[#read + 1] = stretch
+  elseif is_after(stretch.first.ms, stretch.first.seq, {ms = ms, seq = seq}) then
+    return entry_exists(letter, entry)
+  end
+  return stretch.entries[entry] == true
+end
+
 -- One that was delivered to a consumer whom somebody deleted lives no more.
 local function lives(letter, entry, ms, seq)
-  if not entry_exists(letter, entry) then return false end
+  if not is_in_stream(letter, entry, ms, seq) then return false end
   return not is_delivered(letter, ms, seq) or call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
 end
