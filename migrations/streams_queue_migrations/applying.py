@@ -12,7 +12,7 @@ from streams_queue.errors import MigrationError
 from streams_queue.model import LETTERS
 from streams_queue.queue import Queue
 from streams_queue.reconciliation import ADOPTED_TTL
-from streams_queue_migrations.door import NO_ENTRIES, START, Door, sizes_in
+from streams_queue_migrations.door import START, Door, sizes_in
 from streams_queue_migrations.marking import marked
 from streams_queue_migrations.model import QUEUES, Applied, Check, Finding, Progress, Verified
 from streams_queue_migrations.planning import WATCH
@@ -24,6 +24,9 @@ GRACE = 5.0
 
 LOOKS = 10
 """How often the counts are read for one comparison."""
+
+AT_ONCE = 2
+"""Pages of main that are under way at once."""
 
 SetAside = Callable[[str, str], None]
 """Called with each id that is about to be set aside, and the set it stands in; again where a run was killed then."""
@@ -72,6 +75,7 @@ class _Move:
         self._set_aside = set_aside
         self._done: Counter[str] = Counter()
         self._aside: Counter[str] = Counter()
+        self._total = self._passed = 0
 
     async def run(self) -> Applied:
         began = time.monotonic()
@@ -108,16 +112,29 @@ class _Move:
             self._done["retimed"] += changed
 
     async def _enter(self) -> None:
-        total, done = (await self._door.sizes())["main"], 0
-        cursor, last = START, NO_ENTRIES
-        while True:
-            page = await self._door.enter(cursor, last, adopted_ttl=ADOPTED_TTL, dedup_expiry=self._queue.dedup_expiry)
-            cursor, last = page.cursor, page.last
-            done += page.ids
-            self._done.update(looked_at=page.ids, entered=page.entered, ordered=page.ordered)
-            self._progress("main", done, max(total, done))
-            if cursor == START:
-                return
+        """Two pages are under way at once: the server does not wait for us in between."""
+        self._total, self._passed = (await self._door.sizes())["main"], 0
+        if await self._enter_page(begins=True):
+            return
+        pages = [asyncio.create_task(self._enter_pages()) for _ in range(AT_ONCE)]
+        try:
+            await asyncio.gather(*pages)
+        finally:
+            for task in pages:
+                task.cancel()
+            await asyncio.wait(pages)
+
+    async def _enter_pages(self) -> None:
+        while not await self._enter_page(begins=False):
+            pass
+
+    async def _enter_page(self, *, begins: bool) -> bool:
+        """Whether it was the last."""
+        page = await self._door.enter(begins=begins, adopted_ttl=ADOPTED_TTL, dedup_expiry=self._queue.dedup_expiry)
+        self._passed += page.ids
+        self._done.update(looked_at=page.ids, entered=page.entered, ordered=page.ordered)
+        self._progress("main", self._passed, max(self._total, self._passed))
+        return page.ended
 
     async def _keep(self, queue: str) -> None:
         total, done, cursor = (await self._door.sizes())[queue], 0, START

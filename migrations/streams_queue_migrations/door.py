@@ -24,7 +24,7 @@ STRAYS = Script("strays", (), ("id",), home=_HOME)
 MARK = Script("mark", ("owner", "ttl", "action"), home=_HOME)
 PREPARE = Script("prepare", ("schema", "index_users"), home=_HOME)
 RETIME = Script("retime", ("limit",), home=_HOME)
-ENTER = Script("enter", ("cursor", "limit", "adopted_ttl", "dedup_expiry", *_LAST), home=_HOME)
+ENTER = Script("enter", ("begins", "limit", "adopted_ttl", "dedup_expiry"), home=_HOME)
 KEEP = Script("keep", ("queue", "cursor", "limit", "adopted_ttl", "dead_letter_ttl"), home=_HOME)
 DOOMED = Script("doomed", ("limit", "grace_ms"), home=_HOME)
 SET_ASIDE = Script("set_aside", ("kept_for",), ("id",), home=_HOME)
@@ -57,12 +57,11 @@ class Seen(NamedTuple):
 class Entered(NamedTuple):
     """What one page of main needed."""
 
-    cursor: str
+    ended: bool
     ids: int
     entered: int
     ordered: int
     bodiless: int
-    last: tuple[str, str, str]
 
 
 class Kept(NamedTuple):
@@ -129,12 +128,10 @@ class Door(Transitions):
         more, changed = await self._run(RETIME, (PAGE,))
         return bool(more), changed
 
-    async def enter(self, cursor: str, last: tuple[str, str, str], *, adopted_ttl: int, dedup_expiry: int) -> Entered:
-        """Give a page of main its entries."""
-        after, ids, entered, ordered, bodiless, seen = await self._run(
-            ENTER, (cursor, PAGE, adopted_ttl, dedup_expiry, *last)
-        )
-        return Entered(_text(after), ids, entered, ordered, bodiless, _entries(seen))
+    async def enter(self, *, begins: bool, adopted_ttl: int, dedup_expiry: int) -> Entered:
+        """Give the next page of main its entries; `begins` makes that the first. Several may be under way at once."""
+        ended, *counts = await self._run(ENTER, (int(begins), PAGE, adopted_ttl, dedup_expiry))
+        return Entered(bool(ended), *counts)
 
     async def keep(self, queue: str, cursor: str, *, adopted_ttl: int, dead_letter_ttl: int) -> Kept:
         """See to a page of the retries, the scheduled messages or the dead letters."""

@@ -11,7 +11,7 @@ from streams_queue import Message, Queue, Worker
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue_migrations import Applied, RolledBack, apply, roll_back, verify
-from streams_queue_migrations.door import NO_ENTRIES, START, Door, Entered, Kept, Stripped
+from streams_queue_migrations.door import START, Door, Entered, Kept, Stripped
 from transitions import tables
 
 ADOPTED_TTL = 3600
@@ -29,7 +29,7 @@ class Moving(tables.Queue):
         return await self.door.prepare(index_users=index_users)
 
     async def enter(self) -> Entered:
-        return await self.door.enter(START, NO_ENTRIES, adopted_ttl=ADOPTED_TTL, dedup_expiry=tables.DEDUP_EXPIRY)
+        return await self.door.enter(begins=True, adopted_ttl=ADOPTED_TTL, dedup_expiry=tables.DEDUP_EXPIRY)
 
     async def keep(self, queue: str) -> Kept:
         return await self.door.keep(queue, START, adopted_ttl=ADOPTED_TTL, dead_letter_ttl=KEPT)

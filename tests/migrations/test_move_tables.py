@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -108,7 +108,7 @@ async def test_enter_gives_each_id_of_main_an_entry_in_order(prepared: Moving):
     for id, score in {"c": now - 1, "a": now - 2, "b": now - 2}.items():
         await prepared.old(id, score=score, ttl=100)
     page = await prepared.enter()
-    assert (page.cursor, page.ids, page.entered, page.ordered, page.bodiless) == (START, 3, 3, 0, 0)
+    assert page == (True, 3, 3, 0, 0)
     assert await prepared.redis.zrange(prepared.keys.main, 0, -1) == ["a", "b", "c"]
     await began(prepared)
     table = await prepared.table()
@@ -251,20 +251,21 @@ async def test_enter_shortens_no_life(prepared: Moving):
 
 
 async def test_enter_goes_on_at_its_cursor_whatever_left_behind_it(prepared: Moving):
-    now, cursor, looked_at = await prepared.now(), START, 0
-    last: Sequence[str] = NO_ENTRIES
+    now, looked_at = await prepared.now(), 0
     for n in range(7):
         await prepared.old(f"{n}", score=now - 100 + n // 3)
-    for _ in range(10):
-        reply = await prepared.door._run(ENTER, (cursor, 2, 3600, DEDUP_EXPIRY, *last))
-        cursor, last, looked_at = reply[0].decode(), [entry.decode() for entry in reply[5]], looked_at + reply[1]
-        if cursor == START:
+    for call in range(10):
+        ended, ids, *_ = await prepared.door._run(ENTER, (int(call == 0), 2, 3600, DEDUP_EXPIRY))
+        looked_at += ids
+        if ended:
             break
         if looked_at == 4:  # those of the first score are all behind it
             await prepared.redis.zrem(prepared.keys.main, "0")
             await prepared.redis.expire(prepared.keys.message("0"), 100)
     assert [fields["id"] for _, fields in await prepared.redis.xrange(prepared.keys.streams["n"])] == [*"0123456"]
     assert looked_at == 7
+    assert not await prepared.redis.hexists(prepared.keys.meta, "migration_pass")
+    assert await prepared.door._run(ENTER, (0, 2, 3600, DEDUP_EXPIRY)) == [1, 0, 0, 0, 0], "who comes after the end"
 
 
 # ---- keep

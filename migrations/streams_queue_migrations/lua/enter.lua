@@ -1,18 +1,22 @@
 -- enter: ids of main without a living entry, or with one out of order -> queued, in main's order; those that have no body
 --        are noted for `set_aside`
 -- KEYS     house
--- ARGV     cursor limit adopted_ttl dedup_expiry last_h last_n last_l; last_... is the last entry so far of a priority
--- RETURNS  {next cursor, ids looked at, given an entry, put in order, without a body, the last entries}
+-- ARGV     begins limit adopted_ttl dedup_expiry; begins is 1 to begin a pass over main, 0 to go on with the one under way:
+--          several calls may be under way at once, each takes the next page
+-- RETURNS  {whether that was the end (0 or 1), ids looked at, given an entry, put in order, without a body}
 --- include house
 --- include place
 --- include restart
 --- include survey
-local cursor, limit, adopted_ttl, dedup_expiry = ARGV[1], number(ARGV[2], 500), number(ARGV[3], 3600), number(ARGV[4], 3600)
-local last = {}
-for i, letter in ipairs(PRIORITIES) do last[letter] = ARGV[4 + i] end
+local begins, limit, adopted_ttl, dedup_expiry = ARGV[1] == '1', number(ARGV[2], 500), number(ARGV[3], 3600), number(ARGV[4], 3600)
 
 local wrong = wrong_type()
 if wrong then return wrong end
+local cursor, last = '0', {}
+if not begins then
+  cursor, last.h, last.n, last.l = string.match(call('HGET', META, 'migration_pass') or '', '^(%S+ %d+)/(%S*)/(%S*)/(%S*)$')
+  if not cursor then return {1, 0, 0, 0, 0} end
+end
 local now, entered, ordered, bodiless = server_time(), 0, 0, 0
 
 local function parsed(entry)
@@ -97,4 +101,10 @@ end
 local page = page_of(MAIN, cursor, limit)
 for i, id in ipairs(page.ids) do look_at(id, page.scores[i]) end
 if bodiless > 0 then call('EXPIRE', BODILESS, 86400) end
-return {cursor_after(page), #page.ids, entered, ordered, bodiless, {last.h or '', last.n or '', last.l or ''}}
+local after = cursor_after(page)
+if after == '0' then
+  call('HDEL', META, 'migration_pass')
+else
+  call('HSET', META, 'migration_pass', table.concat({after, last.h or '', last.n or '', last.l or ''}, '/'))
+end
+return {after == '0' and 1 or 0, #page.ids, entered, ordered, bodiless}

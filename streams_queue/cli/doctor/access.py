@@ -201,9 +201,10 @@ class _Trial:
         yield names.AMEND, lambda: at.amend("dead", 0.0, [b"x", b"x"], [])
         yield door.LOOK_AT, lambda: at.look_at("main", START, NO_ENTRIES, samples=1, texts=True)
         yield door.STRAYS, lambda: at.strays(list(_IDS))
+        yield door.MARK, lambda: at.mark(_CONSUMER, 1.0, "take")
         yield door.PREPARE, lambda: at.prepare(index_users=False)
         yield door.RETIME, at.retime
-        yield door.ENTER, lambda: at.enter(START, NO_ENTRIES, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS)
+        yield door.ENTER, lambda: at.enter(begins=True, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS)
         yield door.KEEP, lambda: at.keep("dlq", START, adopted_ttl=_SECONDS, dead_letter_ttl=_SECONDS)
         yield door.DOOMED, lambda: at.doomed(grace=0.0)
         yield door.SET_ASIDE, lambda: at.set_aside(["x"], kept_for=_SECONDS)
