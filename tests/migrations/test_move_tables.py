@@ -203,6 +203,16 @@ async def test_an_entry_s_id_that_is_none_stops_nobody(prepared: Moving):
     assert (await prepared.stripped("main")).prioritised == 1
 
 
+async def test_enter_starts_anew_an_old_dead_letter_that_an_operator_requeued(prepared: Moving):
+    slot = prepared.keys.slot("k")
+    await prepared.old("a", dedup_key=slot, error="no", last_error="no", moved_to_dlq_at="1")
+    assert (await prepared.enter()).entered == 1
+    await began(prepared)
+    table = await prepared.table()
+    assert table["msg:a"] == entered("a", dedup_key="dedup:k")
+    assert table["dedup:k"] == "a" and table["ttl"]["dedup:k"] == DEDUP_EXPIRY
+
+
 async def test_enter_starts_anew_what_the_engine_knew_and_an_operator_requeued(prepared: Moving):
     await prepared.transitions.join("w1", 30.0)
     await prepared.dead("a", unique="k")

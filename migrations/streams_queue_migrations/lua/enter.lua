@@ -8,13 +8,15 @@
 --- include place
 --- include restart
 --- include survey
-local begins, limit, adopted_ttl, dedup_expiry = ARGV[1] == '1', number(ARGV[2], 500), number(ARGV[3], 3600), number(ARGV[4], 3600)
+local begins, limit = ARGV[1] == '1', number(ARGV[2], 500)
+local adopted_ttl, dedup_expiry = number(ARGV[3], 3600), number(ARGV[4], 3600)
 
 local wrong = wrong_type()
 if wrong then return wrong end
 local cursor, last = '0', {}
 if not begins then
-  cursor, last.h, last.n, last.l = string.match(call('HGET', META, 'migration_pass') or '', '^(%S+ %d+)/(%S*)/(%S*)/(%S*)$')
+  local stands = call('HGET', META, 'migration_pass') or ''
+  cursor, last.h, last.n, last.l = string.match(stands, '^(%S+ %d+)/(%S*)/(%S*)/(%S*)$')
   if not cursor then return {1, 0, 0, 0, 0} end
 end
 local now, entered, ordered, bodiless = server_time(), 0, 0, 0
@@ -53,21 +55,22 @@ local function enter(id, body, letter, old, score)
   entered = entered + 1
 end
 
--- Nearly all of an old queue: a hash that the engine never saw. What `enter` asks of others is known of it: no more of it
--- is read, and it is moved in as fast as can be. Its time to live is the documented one, or what it has left.
+-- Nearly all of an old queue: a hash that the engine never saw, and that was no dead letter. What `enter` asks of others
+-- is known of it: no more of it is read, and it is moved in as fast as can be. Its time to live is the documented one, or
+-- what it has left.
 local function enter_unknown(id, score)
   local key = message_key(id)
-  local seen = try('HMGET', key, 'timestamp', '_sq_entry', 'user_id')
-  if not seen[1] or seen[2] then return false end
+  local seen = try('HMGET', key, 'timestamp', '_sq_entry', 'moved_to_dlq_at', 'user_id')
+  if not seen[1] or seen[2] or seen[3] then return false end
   local entry, ttl = call('XADD', STREAMS.n, '*', 'id', id), adopted_ttl
   if not KNOWS_GT or call('EXPIRE', key, ttl, 'GT') == 0 then
     ttl = life_of(id, adopted_ttl)
     arm_body(id, ttl)
   end
   call('HSET', key, '_sq_entry', 'n' .. entry, 'status', 'queued', '_sq_ttl', ttl)
-  local index = user_key(seen[3])
+  local index = user_key(seen[4])
   if index and ttl ~= adopted_ttl then
-    index_user({user_id = seen[3]}, id, score, ttl)
+    index_user({user_id = seen[4]}, id, score, ttl)
   elseif index and not failed(try('ZADD', index, score, id)) then
     outlast(index, ttl)
   end

@@ -199,6 +199,15 @@ class _Trial:
         yield names.OLDEST, at.oldest
         yield names.WORKERS, lambda: at.workers(1)
         yield names.AMEND, lambda: at.amend("dead", 0.0, [b"x", b"x"], [])
+        yield from self._moves()
+        yield names.REMOVE, lambda: at.remove(_IDS)
+        yield names.PRUNE, lambda: at.prune(_CONSUMER, 0.0)
+        # Its method goes on to read the names of all keys of the database.
+        yield door.DISMANTLE, lambda: at._run(door.DISMANTLE, (), (), [keys.maintainer])
+
+    def _moves(self) -> Iterator[tuple[Script, Callable[[], Awaitable[Any]]]]:
+        """Those of a migration, but for the last, which leaves nothing."""
+        at = self._door
         yield door.LOOK_AT, lambda: at.look_at("main", START, NO_ENTRIES, samples=1, texts=True)
         yield door.STRAYS, lambda: at.strays(list(_IDS))
         yield door.MARK, lambda: at.mark(_CONSUMER, 1.0, "take")
@@ -211,10 +220,6 @@ class _Trial:
         yield door.TIDY, lambda: at.tidy("n", "-")
         yield door.CONCLUDE, lambda: at.conclude(b"{}")
         yield door.STRIP, lambda: at.strip("main", START)
-        yield names.REMOVE, lambda: at.remove(_IDS)
-        yield names.PRUNE, lambda: at.prune(_CONSUMER, 0.0)
-        # Its method goes on to read the names of all keys of the database.
-        yield door.DISMANTLE, lambda: at._run(door.DISMANTLE, (), (), [keys.maintainer])
 
 
 def _named(refusal: str, words: list[str], keys: Keys) -> str:
