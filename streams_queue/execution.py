@@ -174,9 +174,11 @@ def _persistent(
 class Execution(Generic[Payload]):
     """A delivery that a handler works on now, in a task of its own. `current` finds it from inside the handler."""
 
-    def __init__(self, delivery: Delivery, message: Message[Payload], settlement: Settlement, policy: Policy) -> None:
+    message: Message[Payload]
+    """Once it is decoded."""
+
+    def __init__(self, delivery: Delivery, settlement: Settlement, policy: Policy) -> None:
         self.lease, self.fields = delivery
-        self.message = message
         self.loop = asyncio.get_running_loop()
         """Where it is to be finished, whichever loop the handler may run in another thread."""
         self.interrupted = False
@@ -196,12 +198,21 @@ class Execution(Generic[Payload]):
         """Of the queue that the message is in: another may have one with the same id."""
         return self._settlement.prefix
 
-    def begin(self, timeout: float) -> asyncio.Task[Any]:
-        """From here on the calling task, which it gives, can be interrupted, and has so many seconds."""
+    def decode(self, codec: Codec[Payload]) -> "Rejected | None":
+        """Read the message; the outcome, where its payload cannot be decoded."""
+        try:
+            self.message = codec.decode(self.lease.id, self.fields)
+        except InvalidMessage as error:
+            words = _shortened(scrubbed(str(error), self.fields))
+            logger.warning("message %s cannot be decoded: %s", self.lease.id, words)
+            return Rejected("undecodable", words)
+        return None
+
+    def begin(self) -> asyncio.Task[Any]:
+        """From here on the calling task, which it gives, can be interrupted."""
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._timer = self.loop.call_later(timeout, self._time_out)
         if self.interrupted:
             self._cancel()
         return task
@@ -217,14 +228,16 @@ class Execution(Generic[Payload]):
         self.interrupted = True
         self._cancel()
 
-    def _time_out(self) -> None:
+    def time_out(self) -> None:
+        """Cancel the handler: it took too long."""
         self.too_slow = True
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._task is None or self._timer is None:
+        if self._task is None:
             return
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.loop.call_later(CANCELLED_AGAIN_AFTER, self._cancel)
         self._task.cancel()
 
@@ -265,24 +278,53 @@ current: contextvars.ContextVar[Execution[Any] | None] = contextvars.ContextVar(
 """The execution whose handler runs in this context."""
 
 
+class Deadlines:
+    """One timer for all handlers: each has as long as the others, so who began first is late first.
+
+    Args:
+        timeout: seconds that a handler may take.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[Execution[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, execution: Execution[Any]) -> None:
+        """Its handler begins now."""
+        due = self._loop.time() + self.timeout
+        self._due[execution] = due
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._look)
+
+    def end(self, execution: Execution[Any]) -> None:
+        """Its handler has ended."""
+        self._due.pop(execution, None)
+
+    def close(self) -> None:
+        """Nobody is late any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        while self._due:
+            execution, due = next(iter(self._due.items()))
+            if due > self._loop.time():
+                self._timer = self._loop.call_at(due, self._look)
+                return
+            del self._due[execution]
+            execution.time_out()
+
+
 def is_suspect(delivery: Delivery) -> bool:
     """Whether so many workers died with this message that it must run alone: its next crash is its last."""
     return "_sq_suspect" in delivery.fields
 
 
-def decoded(
-    delivery: Delivery, codec: Codec[Payload], settlement: Settlement, policy: Policy
-) -> Execution[Payload] | Rejected:
-    """The execution of a delivery, or the outcome where its payload cannot be decoded."""
-    try:
-        message = codec.decode(delivery.lease.id, delivery.fields)
-    except InvalidMessage as error:
-        return Rejected("undecodable", _shortened(scrubbed(str(error), delivery.fields)))
-    return Execution(delivery, message, settlement, policy)
-
-
 async def handle(
-    execution: Execution[Payload], handler: Handler[Payload], timeout: float, ending: Callable[[], bool]
+    execution: Execution[Payload], handler: Handler[Payload], deadlines: Deadlines, ending: Callable[[], bool]
 ) -> Outcome:
     """Run the handler and name its outcome.
 
@@ -291,19 +333,21 @@ async def handle(
     """
     failpoints.hit("before_handler")
     token = current.set(execution)
-    task = execution.begin(timeout)
+    task = execution.begin()
+    deadlines.begin(execution)
     try:
         return Completed(encoded_result(execution.message.id, await handler(execution.message)))
     except asyncio.CancelledError:
         if execution.interrupted or ending():
             raise
         if execution.too_slow:
-            return Failed(execution.next_delay(), "timeout", f"the handler took longer than {timeout:g} s")
+            return Failed(execution.next_delay(), "timeout", f"the handler took longer than {deadlines.timeout:g} s")
         return Failed(execution.next_delay(), "error", "the handler raised CancelledError")
     except BaseException as error:  # noqa: BLE001
         # SystemExit and KeyboardInterrupt too: one message must not end a worker that holds others.
         return failure(execution, error)
     finally:
+        deadlines.end(execution)
         execution.end()
         current.reset(token)
         if task.cancelling() and not ending():

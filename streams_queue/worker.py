@@ -19,12 +19,12 @@ from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.execution import (
     NOT_WRITTEN,
+    Deadlines,
     Execution,
     Handler,
+    Outcome,
     Policy,
-    Rejected,
     Settlement,
-    decoded,
     end_of,
     handle,
     is_suspect,
@@ -119,8 +119,7 @@ class Worker(Generic[Payload]):
         self.message_log = MessageLog()
         self.observation = Observation(queue.keys.prefix, self.message_log, HandlerSpans())
         self._transitions = queue.transitions
-        self._executions: dict[Lease, Execution[Payload] | None] = {}
-        """What it holds; None stands for what cannot be decoded, and is being given up."""
+        self._executions: dict[Lease, Execution[Payload]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._alone = False
@@ -329,16 +328,9 @@ class Worker(Generic[Payload]):
         run.keeper.hold(delivery.lease for delivery in claimed.deliveries)
         for delivery in claimed.deliveries:
             failpoints.hit("after_read")
-            lease = delivery.lease
-            execution = decoded(delivery, self.queue.codec, run.settlement, self.policy)
-            if isinstance(execution, Rejected):
-                logger.warning("message %s cannot be decoded: %s", lease.id, execution.error)
-                self._executions[lease] = None
-                work = self._give_up(run, lease, execution)
-            else:
-                self._executions[lease] = execution
-                work = self._work(run, execution)
-            task = run.loop.create_task(work, name=f"message {lease.id}")
+            execution: Execution[Payload] = Execution(delivery, run.settlement, self.policy)
+            self._executions[delivery.lease] = execution
+            task = run.loop.create_task(self._work(run, execution), name=f"message {delivery.lease.id}")
             self._tasks.add(task)
             task.add_done_callback(self._ended)
         # A suspect runs with nothing beside it. For one that waits while all workers are busy, the one whose turn it is
@@ -347,21 +339,9 @@ class Worker(Generic[Payload]):
 
     # ---- working on one
 
-    async def _give_up(self, run: "_Run[Payload]", lease: Lease, outcome: Rejected) -> None:
-        try:
-            await run.settlement.settle(lease, outcome)
-        finally:
-            self._let_go(run, lease)
-
     async def _work(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
-        observation, outcome = self.observation, None
-        watched = observation.listening and Run(observation, execution.lease, execution.message, execution.fields)
         try:
-            try:
-                outcome = await handle(execution, run.handler, self.policy.timeout, run.ending)
-            finally:
-                if watched:
-                    watched.end(*end_of(execution, outcome))
+            outcome = execution.decode(self.queue.codec) or await self._handle(run, execution)
             if execution.settled is None:  # the handler may have settled it by a call of the documented API
                 await execution.settle(outcome)
             if execution.settled in NOT_WRITTEN:
@@ -373,6 +353,17 @@ class Worker(Generic[Payload]):
             raise
         finally:
             self._let_go(run, execution.lease)
+
+    async def _handle(self, run: "_Run[Payload]", execution: Execution[Payload]) -> Outcome:
+        if not self.observation.listening:
+            return await handle(execution, run.handler, run.deadlines, run.ending)
+        watched = Run(self.observation, execution.lease, execution.message, execution.fields)
+        outcome = None
+        try:
+            outcome = await handle(execution, run.handler, run.deadlines, run.ending)
+        finally:
+            watched.end(*end_of(execution, outcome))
+        return outcome
 
     def _let_go(self, run: "_Run[Payload]", lease: Lease) -> None:
         run.keeper.drop(lease)
@@ -448,7 +439,7 @@ class Worker(Generic[Payload]):
         cancelled = False
         with anyio.CancelScope(shield=True):
             for execution in self._executions.values():
-                if execution is not None and execution.settled is None:
+                if execution.settled is None:
                     execution.interrupt()
             with anyio.move_on_after(HAND_BACK_WITHIN):
                 await self._all_done()
@@ -458,6 +449,7 @@ class Worker(Generic[Payload]):
                     await asyncio.wait(self._tasks)
                 except asyncio.CancelledError:
                     cancelled = True
+            run.deadlines.close()
             self._executions.clear()  # of a task that was cancelled before it began
         if cancelled:
             raise asyncio.CancelledError
@@ -465,11 +457,10 @@ class Worker(Generic[Payload]):
     async def _give_back_stubborn(self, run: "_Run[Payload]") -> None:
         leases, stubborn = [], 0
         for lease, execution in self._executions.items():
-            if execution is not None and execution.settled == "releasing":
+            if execution.settled == "releasing":
                 continue  # the server does not answer
-            if execution is not None:
-                execution.lost = True
-                stubborn += execution.settled is None
+            execution.lost = True
+            stubborn += execution.settled is None
             run.keeper.drop(lease)
             leases.append(lease)
         if stubborn:
@@ -514,6 +505,7 @@ class _Run(Generic[Payload]):
             queue.connection, transitions, consumer, worker._lease, worker._poll_interval, worker._answered
         )
         self.settlement = Settlement(transitions, consumer, worker.policy)
+        self.deadlines = Deadlines(worker.policy.timeout)
         self.keeper = LeaseKeeper(queue.settings, queue.keys, consumer, worker._lease, worker._lost, worker._renewed)
         self.maintenance = Maintenance(transitions, consumer, worker._lease, worker.policy)
         self.loop = asyncio.get_running_loop()

@@ -16,13 +16,13 @@ from streams_queue.batching import Batcher
 from streams_queue.codec import Codec
 from streams_queue.execution import (
     Completed,
+    Deadlines,
     Execution,
     Failed,
     Policy,
     Rejected,
     Settlement,
     current,
-    decoded,
     encoded_result,
     handle,
     is_suspect,
@@ -76,13 +76,17 @@ def settlement(fake: Fake) -> Settlement:
 
 def execution(fake: Fake | None = None, **fields: bytes) -> Execution[Any]:
     delivery = Delivery(LEASE, {**FIELDS, **fields})
-    made: Any = decoded(delivery, Codec(None, 1 << 20), settlement(fake or Fake()), POLICY)
-    assert isinstance(made, Execution)
+    made: Execution[Any] = Execution(delivery, settlement(fake or Fake()), POLICY)
+    assert made.decode(Codec(None, 1 << 20)) is None
     return made
 
 
 async def outcome_of(handler: Any, run: Execution[Any] | None = None, timeout: float = 5.0) -> Any:
-    return await handle(run or execution(), handler, timeout, lambda: False)
+    deadlines = Deadlines(timeout)
+    try:
+        return await handle(run or execution(), handler, deadlines, lambda: False)
+    finally:
+        deadlines.close()
 
 
 # ---- outcomes
@@ -118,6 +122,23 @@ async def test_too_slow():
     assert await outcome_of(lambda message: asyncio.sleep(5), timeout=0.01) == Failed(
         5.0, "timeout", "the handler took longer than 0.01 s"
     )
+
+
+async def test_one_timer_finds_everybody_who_is_late():
+    deadlines = Deadlines(0.05)
+    ended: list[str] = []
+
+    async def run(name: str, seconds: float) -> None:
+        outcome = await handle(execution(), lambda message: asyncio.sleep(seconds), deadlines, lambda: False)
+        ended.append(f"{name}: {outcome.reason if isinstance(outcome, Failed) else 'in time'}")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run("slow", 5))
+        tasks.create_task(run("quick", 0.01))
+        await asyncio.sleep(0.02)
+        tasks.create_task(run("later", 5))
+    assert ended == ["quick: in time", "slow: timeout", "later: timeout"]
+    assert deadlines._timer is None, "nobody is left to be late"
 
 
 async def test_an_interruption_goes_through():
@@ -158,8 +179,9 @@ async def test_an_undecodable_body():
     class Email(msgspec.Struct):
         to: str
 
-    made = decoded(Delivery(LEASE, FIELDS), Codec(Email, 1 << 20), settlement(Fake()), POLICY)
-    assert made == Rejected("undecodable", "message m: Object missing required field `to`")
+    made: Execution[Email] = Execution(Delivery(LEASE, FIELDS), settlement(Fake()), POLICY)
+    words = "message m: Object missing required field `to`"
+    assert made.decode(Codec(Email, 1 << 20)) == Rejected("undecodable", words)
 
 
 async def test_the_handler_finds_its_execution():
