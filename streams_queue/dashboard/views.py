@@ -123,6 +123,7 @@ class Views:
         return self._templates.get_template(name).render(
             link=link,
             field=FIELD,
+            let_in=USER in request.scope,
             user=request.scope.get(USER) if self._access.knows_people else None,
             read_only=self._access.read_only,
             **context,
