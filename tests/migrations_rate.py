@@ -1,6 +1,9 @@
 """How fast an old queue is moved in, against XADD over one pipelined connection to the same server.
 
-PYTHONPATH=tests python -m migrations_rate [--messages 1000000] [--server embedded]
+PYTHONPATH=tests python -m migrations_rate [--messages 1000000] [--users 10000] [--server embedded]
+
+Beside the rates by the clock stands what a message costs in processor time, of the server and this process together: it
+is nearly the same on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -24,11 +27,27 @@ PIPELINE = 1000
 USERS = 10_000
 
 
-def written(client: redis_py.Redis, prefix: str, messages: int) -> None:
+class Cost:
+    """What was done since it was made: messages a second, and microseconds of processor time for each."""
+
+    def __init__(self, client: redis_py.Redis) -> None:
+        self._client = client
+        self._began, self._used = time.perf_counter(), self._processor()
+
+    def _processor(self) -> float:
+        used = self._client.info("cpu")
+        return float(used["used_cpu_user"] + used["used_cpu_sys"]) + time.process_time()
+
+    def of(self, messages: int) -> tuple[float, float]:
+        seconds, used = time.perf_counter() - self._began, self._processor() - self._used
+        return messages / seconds, used / messages * 1e6
+
+
+def written(client: redis_py.Redis, prefix: str, messages: int, users: int = USERS) -> None:
     """Chat requests, as an old producer enqueued them."""
     state, start = OldState(client, prefix), time.time() - messages / 1000
     for n in range(messages):
-        state.queued(_id(n), start + n / 1000, chat=(f"user-{n % USERS}", f"message number {n}"))
+        state.queued(_id(n), start + n / 1000, chat=(f"user-{n % users}", f"message number {n}"))
     state.flush()
 
 
@@ -36,50 +55,53 @@ def _id(n: int) -> str:
     return f"00000000-0000-4000-8000-{n:012d}"
 
 
-def xadd_rate(client: redis_py.Redis, messages: int) -> float:
-    """XADD a second: one connection, a thousand a round trip, the ids that the messages have."""
-    began = time.perf_counter()
+def xadd_rate(client: redis_py.Redis, messages: int) -> tuple[float, float]:
+    """XADD: one connection, a thousand a round trip, the ids that the messages have."""
+    cost = Cost(client)
     for first in range(0, messages, PIPELINE):
         pipeline = client.pipeline(transaction=False)
         for n in range(first, min(first + PIPELINE, messages)):
             pipeline.xadd("rate", {"id": _id(n)})
         pipeline.execute()
-    rate = messages / (time.perf_counter() - began)
+    done = cost.of(messages)
     client.unlink("rate")
-    return rate
+    return done
 
 
-async def moved(url: str, prefix: str, messages: int) -> tuple[float, float]:
-    """Messages a second: moving them in alone, and with the verification."""
-    ends: list[float] = []
+async def moved(
+    client: redis_py.Redis, url: str, prefix: str, messages: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Moving them in alone, and with the verification."""
+    alone: list[tuple[float, float]] = []
 
     async def timed(*args: Any, **options: Any) -> Any:
-        ends.append(time.perf_counter())
+        alone.append(cost.of(messages))
         return await verifying.look_twice(*args, **options)
 
     applying.look_twice = timed  # type: ignore[attr-defined]
     try:
         async with Queue(prefix, url=url) as queue:
-            began = time.perf_counter()
+            cost = Cost(client)
             applied: Applied = await apply(queue, silent, silent, watch=0)
-            ended = time.perf_counter()
+            whole = cost.of(messages)
     finally:
         applying.look_twice = verifying.look_twice  # type: ignore[attr-defined]
     assert applied.verified.clean and applied.entered == messages
-    return messages / (ends[0] - began), messages / (ended - began)
+    return alone[0], whole
 
 
-def measured(server: servers.AnyServer, messages: int) -> None:
+def measured(server: servers.AnyServer, messages: int, users: int) -> None:
     with server.sync_client(decode_responses=False, socket_timeout=120) as client:
         for prefix in ("plain", "chat_api"):
             client.flushall()
-            written(client, prefix, messages)
+            written(client, prefix, messages, users)
             xadd = xadd_rate(client, messages)
-            alone, whole = asyncio.run(moved(server.url, prefix, messages))
+            alone, whole = asyncio.run(moved(client, server.url, prefix, messages))
             print(
-                f"{prefix:<9} {messages:>9,} messages   XADD {xadd:>9,.0f}/s   "
-                f"moved in {alone:>9,.0f}/s = {alone / xadd:.2f} x   with verification {whole:>9,.0f}/s = "
-                f"{whole / xadd:.2f} x",
+                f"{prefix:<9} {messages:>9,} messages   XADD {xadd[0]:>9,.0f}/s, {xadd[1]:.1f} us   "
+                f"moved in {alone[0]:>9,.0f}/s = {alone[0] / xadd[0]:.2f} x, {alone[1]:.1f} us = "
+                f"{xadd[1] / alone[1]:.2f} x   with verification {whole[0]:>9,.0f}/s = {whole[0] / xadd[0]:.2f} x, "
+                f"{whole[1]:.1f} us",
                 flush=True,
             )
 
@@ -87,12 +109,13 @@ def measured(server: servers.AnyServer, messages: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--users", type=int, default=USERS)
     parser.add_argument("--server", choices=servers.NAMES, default=servers.DEFAULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         server = servers.start_any(options.server, Path(directory))
         try:
-            measured(server, options.messages)
+            measured(server, options.messages, options.users)
         finally:
             server.stop()
 
