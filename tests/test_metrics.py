@@ -358,6 +358,7 @@ async def test_a_server_that_is_away_has_no_load_and_leaves_health_alone(queue):
         load = await get(monitor.address, "/load")
         assert load.status == 503
         assert "127.0.0.1:1" in load.json["error"]
+        assert "secret" not in load.text
         assert (await get(monitor.address, "/live")).status == 200
         assert (await get(monitor.address, "/metrics")).status == 200
 

@@ -19,6 +19,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from helpers import Handler, Held, queue_at, running, until, work, worker_of
 from streams_queue import QueueUnavailable, Reject, tracing
+from streams_queue.model import Lease
+from streams_queue.observation import Run
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 WORKER = """
@@ -178,6 +180,17 @@ async def test_handlers_side_by_side_do_not_see_each_other_s_span(spans, queue):
         await until(lambda: len(spans.of(SpanKind.CONSUMER)) == 5, what="all are done")
     ours = {span.attributes["messaging.message.id"]: span.context.span_id for span in spans.of(SpanKind.CONSUMER)}
     assert seen == ours
+    assert not opentelemetry.trace.get_current_span().get_span_context().is_valid
+
+
+async def test_what_follows_in_the_same_task_is_outside_the_span(spans, queue):
+    await queue.enqueue({}, id="m1")
+    worker = worker_of(queue, Handler().handle)
+    assert worker.observation.ask()
+    message = await queue.get("m1")
+    run = Run(worker.observation, Lease("m1", "n1-0", "1"), message, {})
+    assert opentelemetry.trace.get_current_span().get_span_context().is_valid
+    run.end("completed", "", "")
     assert not opentelemetry.trace.get_current_span().get_span_context().is_valid
 
 
