@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, overload
+from typing import Any, Generic, NamedTuple, Self, overload
 
 import anyio
 import msgspec
@@ -193,7 +193,8 @@ class Queue(Generic[Payload]):
                 queue, and the text says so: a duplicate waits for the replicas again.
         """
         batcher = self._batcher(replicas)
-        message = self._new(payload, id, priority, delay, unique_key, ttl)
+        slot = self._slot(unique_key) if unique_key is not None else None
+        message = self._new(payload, id, self._how(priority, delay, ttl), slot)
         if tracing.is_on():
             answer = await tracing.send(self.keys.prefix, [message], lambda traced: batcher.submit(*traced))
         else:
@@ -216,7 +217,8 @@ class Queue(Generic[Payload]):
         its text says that too few of ``replicas`` confirmed some, all of them are.
         """
         _check_replicas(replicas)
-        messages = [self._new(payload, None, priority, delay, None, ttl) for payload in payloads]
+        how = self._how(priority, delay, ttl)
+        messages = [self._new(payload, None, how, None) for payload in payloads]
         send = partial(self._send, replicas=replicas)
         answers = await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
         self._require(replicas, answers)
@@ -337,29 +339,18 @@ class Queue(Generic[Payload]):
         (fields,) = await self.transitions.read([id])
         return text(fields.get("_sq_reason")) or "error"
 
-    def _new(
-        self,
-        payload: Payload | Mapping[str, Any],
-        id: str | None,
-        priority: str,
-        delay: float | None,
-        unique_key: str | None,
-        ttl: float | None,
-    ) -> NewMessage:
+    def _new(self, payload: Payload | Mapping[str, Any], id: str | None, how: "_How", slot: str | None) -> NewMessage:
+        name = valid_id(id) if id is not None else str(uuid.uuid4())
+        return NewMessage(name, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload))
+
+    def _how(self, priority: str, delay: float | None, ttl: float | None) -> "_How":
         if priority not in tuple(LETTERS):
             raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
         if delay is not None and not (_is_time(delay) or delay == 0):
             raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 to {LONGEST:.0f}")
         if ttl is not None and not _is_time(ttl):
             raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0, up to {LONGEST:.0f}")
-        return NewMessage(
-            id=valid_id(id) if id is not None else str(uuid.uuid4()),
-            priority=priority,  # type: ignore[arg-type]  # checked above
-            delay=delay or 0.0,
-            ttl=ttl if ttl is not None else self.ttl,
-            slot=self._slot(unique_key) if unique_key is not None else None,
-            fields=self.codec.encode(payload),
-        )
+        return _How(priority, delay or 0.0, ttl if ttl is not None else self.ttl)  # type: ignore[arg-type]  # checked
 
     def _slot(self, unique_key: str) -> str:
         try:
@@ -434,6 +425,14 @@ class DeadLetters(Generic[Payload]):
     async def delete(self, id: str) -> bool:
         """Discard a dead letter; False when there is none of this id."""
         return (await self._queue.transitions.remove([id], only_dead=True))[0]
+
+
+class _How(NamedTuple):
+    """How messages are enqueued, checked."""
+
+    priority: Priority
+    delay: float
+    ttl: float | None
 
 
 def _is_time(value: Any) -> bool:

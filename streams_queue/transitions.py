@@ -628,7 +628,8 @@ class Transitions:
                 f"{script.name} takes {script.head}, then {script.each} and the keys {script.keys} for each message"
             )
         parts = itertools.zip_longest(rows, tails, fillvalue=())
-        arguments = [*head, *(argument for row, tail in parts for argument in (*row, *tail))]
+        pieces = itertools.chain.from_iterable(itertools.chain.from_iterable(parts))
+        arguments = [*head, *pieces]
         all_keys = [*self.keys.house, *keys] if house else list(keys)
         with self._translated():
             try:
