@@ -7,8 +7,23 @@ import typer
 
 from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, exporter, look, moving, stats, worker
 
+EPILOG = """\
+\b
+Examples:
+  streams-queue demo
+  streams-queue worker myapp.jobs:worker
+  streams-queue stats --prefix orders --watch
+  streams-queue doctor --prefix orders
+
+\b
+The server is the one that --url names, or else the environment:
+STREAMS_QUEUE_URL, REDIS_URL, REDIS_HOST and its companions. The queue may
+stand in STREAMS_QUEUE_PREFIX. Each command has help of its own.
+"""
+
 app = typer.Typer(
     name="streams-queue",
+    epilog=EPILOG,
     help="A message queue on Redis Streams that knows each message's place in line.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -35,9 +35,9 @@ Examples:
   streams-queue enqueue - --prefix orders < orders.jsonl
 
 \b
-With - every line of standard input is a JSON object, a message of its own. They
-are checked and written 500 at a time. Other users of the machine see arguments:
-give a payload that holds a secret by standard input.
+With - every line of standard input is a JSON object, a message of its own.
+They are checked and written 500 at a time. Other users of the machine see
+arguments: give a payload that holds a secret by standard input.
 
 {EXIT_CODES}"""
 

@@ -29,7 +29,8 @@ EPILOG = f"""\
 Examples:
   streams-queue dashboard
   streams-queue dashboard --prefix orders --prefix emails --read-only
-  {PASSWORD}=... streams-queue dashboard --host 0.0.0.0 --allowed-host queues.example.org
+  {PASSWORD}=... \\
+    streams-queue dashboard --host 0.0.0.0 --allowed-host queues.example.org
 
 \b
 It answers this machine alone unless it has a password, which stands in

@@ -40,12 +40,20 @@ from streams_queue.letters import (
 )
 from streams_queue.story import story_of
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+EPILOG = """\
+\b
+Examples:
+  streams-queue dlq list --prefix orders --newer-than 2h
+  streams-queue dlq show order-1 --prefix orders
+  streams-queue dlq requeue --all --reason timeout --rate 50/s --prefix orders
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=EPILOG)
 
 _CHOOSING = """\
 \b
-Durations: 90s, 15m, 2h, 3d. --text looks for the words in the error and in the
-payload, whatever their case; secrets are not searched.
+Durations: 90s, 15m, 2h, 3d. --text looks for the words in the error and in
+the payload, whatever their case; secrets are not searched.
 """
 
 LIST_EPILOG = f"""\
@@ -53,7 +61,7 @@ LIST_EPILOG = f"""\
 Examples:
   streams-queue dlq list --prefix orders
   streams-queue dlq list --prefix orders --reason timeout --newer-than 2h
-  streams-queue dlq list --prefix orders --text 'no stock' --json | jq -r '.[].id'
+  streams-queue dlq list --prefix orders --text 'no stock' --json | jq .[].id
 
 {_CHOOSING}
 {EXIT_CODES}"""

@@ -21,7 +21,7 @@ Examples:
 
 \b
 The line as `position` counts it, messages being worked on included. Of two
-waiting messages the one of higher priority is taken first, wherever it stands.
+waiting messages the one of higher priority is taken first, wherever it is.
 
 {EXIT_CODES}"""
 

@@ -33,9 +33,9 @@ The server is the one that the queue names (`Queue("jobs", url=...)`), or else
 the environment: STREAMS_QUEUE_URL, REDIS_URL, REDIS_HOST and its companions.
 
 \b
-SIGTERM, SIGINT or a closed terminal (SIGHUP): takes nothing more, finishes what
-it holds within the worker's grace period, hands back the rest. A second one:
-hands back now. Under nohup a closed terminal does not end it.
+SIGTERM, SIGINT or a closed terminal (SIGHUP): takes nothing more, finishes
+what it holds within the worker's grace period, hands back the rest. A second
+one: hands back now. Under nohup a closed terminal does not end it.
 
 \b
 Exit codes:

@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -124,6 +125,13 @@ class Terminal:
             assert time.monotonic() < deadline, f"{words!r} is not shown:\n{self.shown[-2000:]}"
             assert self._read(), f"the command ended without {words!r}:\n{self.shown}"
         self.shown = before + self.shown
+
+    def wait_for_question(self, words: str) -> None:
+        """As `wait_for`, until the answer is read: Python's `input` does not notice a Ctrl-C that comes before."""
+        self.wait_for(words)
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        if stat.exists():
+            servers.wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("S"), SECONDS, "a read")
 
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())

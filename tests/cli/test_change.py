@@ -128,7 +128,7 @@ async def test_nobody_to_ask(run, queue, prefix):
 async def test_somebody_is_asked(terminal, queue, prefix, answer, code, left):
     await queue.enqueue({}, id="o1")
     asking = terminal("remove", "o1")
-    asking.wait_for(f"Really remove 1 message from {prefix} for good? [y/N]")
+    asking.wait_for_question(f"Really remove 1 message from {prefix} for good? [y/N]")
     asking.press(answer)
     assert asking.end().code == code
     assert await queue.length() == left

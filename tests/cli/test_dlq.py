@@ -256,7 +256,7 @@ async def test_delete_those_that_are_meant(run, graves, queue, options):
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\r", 0, 3), ("\r", 1, 5)])
 async def test_somebody_is_asked_and_told_how_many(terminal, graves, queue, prefix, answer, code, left):
     asking = terminal("dlq", "delete", "--all", "--reason", "timeout")
-    asking.wait_for(f"Really delete 2 dead letters of {prefix} for good? [y/N]")
+    asking.wait_for_question(f"Really delete 2 dead letters of {prefix} for good? [y/N]")
     asking.press(answer)
     assert asking.end().code == code
     assert (await queue.stats()).dead == left

@@ -13,12 +13,13 @@ Examples:
   REDIS_URL=redis://localhost:6379/0 streams-queue demo
 
 \b
-A line of FILE is a JSON object with at least `message`; `user_id`, `source_type`,
-`source_id`, `response_token`, `chat_id`, `chat_type`, `message_id` may be given.
+A line of FILE is a JSON object with at least `message`; `user_id`,
+`source_type`, `source_id`, `response_token`, `chat_id`, `chat_type`,
+`message_id` may be given.
 
 \b
-Without REDIS_URL it starts a server of its own. With it, it uses a prefix of its
-own there, and removes its keys in the end.
+Without REDIS_URL it starts a server of its own. With it, it uses a prefix of
+its own there, and removes its keys in the end.
 
 \b
 Exit codes:
