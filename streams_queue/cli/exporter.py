@@ -19,8 +19,9 @@ Examples:
   streams-queue exporter --prefix orders --prefix emails --host 0.0.0.0
 
 \b
-Pages: /metrics for Prometheus, /load?queue=NAME as JSON for autoscalers, /live
-and /ready for supervisors. One exporter is enough, however many workers run.
+Pages: /metrics for Prometheus, /load?queue=NAME as JSON for autoscalers,
+/live and /ready for supervisors. One exporter is enough, however many workers
+run.
 
 {EXIT_CODES}"""
 

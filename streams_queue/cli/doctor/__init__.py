@@ -19,7 +19,8 @@ Examples:
 \b
 Without a prefix it looks at the server alone. It changes nothing: what it
 writes to try out permissions are keys of its own, gone at the end.
-Permissions are those of the user in the URL, who may stand for anybody without --role.
+Permissions are those of the user in the URL, who may stand for anybody
+without --role.
 
 \b
 --acl prints the one command that makes a user with the rights of a role, for
