@@ -203,13 +203,13 @@ def long_line(bench: Bench, figures: Figures, waiting: int = LONG) -> None:
     """Throughput and position look-up with many waiting against few; then the memory of the worker that ends it all."""
     bench.flush()
     burst = bench.options.messages
-    few = run(_waiting(bench, 1, SHORT))
-    many = run(_waiting(bench, 2, waiting))
+    few = run(_filled(bench, 1, SHORT))
+    many = run(_filled(bench, 2, waiting))
     throughput, look_up = [], []
     for _ in range(bench.options.pairs):
         rates = []
-        for database in (1, 2):
-            run(_waiting(bench, database, burst))
+        for database, line in ((1, SHORT), (2, waiting)):
+            run(_filled(bench, database, line + burst))
             rates.append(bench.work(OURS, burst, database).rate)
         throughput.append(rates[1] / rates[0])
         look_up.append(run(_look_ups(bench, 2, many)) / run(_look_ups(bench, 1, few)))
@@ -217,6 +217,7 @@ def long_line(bench: Bench, figures: Figures, waiting: int = LONG) -> None:
     figures.add(work, "0.9 x", f"{statistics.median(throughput):.2f} x", statistics.median(throughput) >= 0.9)
     times = statistics.median(look_up)
     figures.add("position look-up likewise", "1.5 x the time", f"{times:.2f} x", times <= 1.5)
+    run(_filled(bench, 2, waiting))
     with bench.running(OURS, "grow", waiting, 2) as running:
         small, large = (float(running.heard()["bytes"]) for _ in range(2))
     bench.flush()
@@ -225,11 +226,11 @@ def long_line(bench: Bench, figures: Figures, waiting: int = LONG) -> None:
     figures.add(work, "1.1 x", f"{growth:.2f} x", growth <= 1.1)
 
 
-async def _waiting(bench: Bench, database: int, count: int) -> list[str]:
-    """Enqueue so many; some of their ids, the last ones, which stay for longest."""
-    task = Task("", count, bench.options.bytes)
+async def _filled(bench: Bench, database: int, total: int) -> list[str]:
+    """Enqueue until so many wait; ids of the last ones, which stay for longest."""
     ids: list[str] = []
     async with Queue(PREFIX, url=bench.url_of(database)) as queue:
+        task = Task("", total - await queue.length(), bench.options.bytes)  # a worker that stops finishes what it holds
         for batch in task.batches():
             ids = [receipt.id for receipt in await queue.enqueue_many([task.payload(number) for number in batch])]
     return ids
