@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test clients check chaos bench rehearsal demo clean
+.PHONY: help venv test clients check chaos bench pictures rehearsal demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ chaos: $(STAMP)  ## every fault at full size, into docs/reliability.md; ARGS="--
 
 bench: $(STAMP)  ## ours beside other queues, into docs/benchmarks.md; ARGS="--only finish --peers arq" chooses
 	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+pictures: $(STAMP)  ## the dashboard's pictures of the README, taken anew by the tests; needs chromium
+	$(BIN)/python -m pytest -q tests/dashboard/browser/test_picture.py
+	cp tests/.artefacts/dashboard/picture-light.png docs/dashboard.png
+	cp tests/.artefacts/dashboard/picture-dark.png docs/dashboard-dark.png
 
 rehearsal: $(STAMP)  ## the guide to moving in, followed on an old queue; ARGS=1000000 says how long
 	PYTHONPATH=tests $(BIN)/python -m migrations.rehearsal $(ARGS)

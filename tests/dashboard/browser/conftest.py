@@ -55,9 +55,13 @@ async def chromium() -> AsyncIterator[Chromium]:
 class Board:
     """A dashboard at work: where it answers, and what it has printed."""
 
-    def __init__(self, address: str, log: Path) -> None:
+    def __init__(self, address: str, log: Path | None = None) -> None:
         self.address = address
-        self.log = log
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log else ""
 
     def __truediv__(self, path: str) -> str:
         return f"{self.address}/{path}"
@@ -128,14 +132,20 @@ async def visit(chromium: Chromium, complaints: list[str]) -> AsyncIterator[Visi
     async with AsyncExitStack() as stack:
 
         async def visit(
-            address: str, *, scheme: str = "light", width: int = 1280, scripts: bool = True, **options: Any
+            address: str,
+            *,
+            scheme: str = "light",
+            width: int = 1280,
+            height: int = 900,
+            scripts: bool = True,
+            **options: Any,
         ) -> Page:
             context = await stack.enter_async_context(
                 await chromium.new_context(
                     color_scheme=scheme,  # type: ignore[arg-type]
                     java_script_enabled=scripts,
                     reduced_motion="reduce",
-                    viewport={"width": width, "height": 900},
+                    viewport={"width": width, "height": height},
                     **options,
                 )
             )
@@ -179,14 +189,14 @@ Shoot = Callable[..., Awaitable[Path]]
 
 @pytest.fixture
 def shoot(request: pytest.FixtureRequest) -> Shoot:
-    """Keeps a picture of the whole page among the artefacts, and prints where."""
+    """Keeps a picture of the page among the artefacts, and prints where."""
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     test = request.node.name.removeprefix("test_")
 
-    async def shoot(page: Page, what: str = "") -> Path:
+    async def shoot(page: Page, what: str = "", *, whole: bool = True) -> Path:
         name = re.sub(r"\W+", "-", f"{test} {what}").strip("-")
         path = ARTEFACTS / f"{name}.png"
-        await page.screenshot(path=path, full_page=True)
+        await page.screenshot(path=path, full_page=whole)
         print(path)
         return path
 
