@@ -22,6 +22,8 @@ from streams_queue.cli.doctor.access import look_at_access
 from streams_queue.cli.doctor.check import Check
 from streams_queue.cli.doctor.roles import _BESIDE, _TO_CONNECT, ALL_SCRIPTS, PASSWORD, READS, Role, commands_of, rule
 from streams_queue.connection import Connection
+from streams_queue.dashboard import reading
+from streams_queue.letters import Wanted
 from streams_queue.settings import Settings
 from streams_queue.story import story_of
 from streams_queue.transitions import Transitions
@@ -297,6 +299,9 @@ async def test_a_viewer(server):
             assert (await story_of(queue, "dead") or {})["status"] == "error"
             assert [page async for page in t.walk("main")] and [page async for page in t.walk("dlq")]
             assert await Door(queue.connection, queue.keys).consumers() == []
+            assert await reading.workers(queue) == []
+            assert not (await reading.of_user(queue, "u", None)).indexed
+            assert await reading.line(queue, None, 10) and await reading.letters(queue, Wanted(), None, 10)
             assert denials(server) == set()
             await denied(
                 lambda: queue.enqueue({}), lambda: queue.remove("waits"), lambda: queue.update("waits", {"x": 1}),
