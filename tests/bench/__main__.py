@@ -15,7 +15,7 @@ from bench.peers import PEERS, ROOT, Peer
 from bench.rows import Figures, say
 from bench.runs import Bench, Failed, Options, server_at
 
-FULL = Options(messages=20_000, pairs=5, bytes=100)
+FULL = Options(messages=100_000, pairs=5, bytes=100)
 
 Measure = Callable[[Bench, Figures], None]
 

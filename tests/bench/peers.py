@@ -109,40 +109,40 @@ def _run(command: list[str]) -> None:
 PEERS = (
     Peer(
         "arq", ("arq==0.28.0", "redis==5.3.1", *ASYNC), "with_arq",
-        "at least once: taken off after the work", 0.25,
+        "at least once: taken off after the work", 0.05,
     ),
     Peer(
         "taskiq", ("taskiq==0.13.0", "taskiq-redis==1.2.4", "redis==8.1.0", *ASYNC), "with_taskiq",
-        "at least once: acknowledged after the work", 0.25,
+        "at least once: acknowledged after the work", 0.1,
     ),
     Peer(
         "SAQ", ("saq==0.26.4", "redis==7.4.1", "typing_extensions==4.16.0", *ASYNC), "with_saq",
-        "at least once: taken off after the work", 0.25,
+        "at least once: taken off after the work", 0.1,
     ),
     Peer(
         "dramatiq", ("dramatiq==2.2.1", "redis==8.1.0", "hiredis==3.5.0"), "with_dramatiq",
-        "at least once: acknowledged after the work", 0.25,
+        "at least once: acknowledged after the work", 0.1,
     ),
     Peer(
         "dramatiq, 1,000 read ahead", ("dramatiq==2.2.1", "redis==8.1.0", "hiredis==3.5.0"), "with_dramatiq",
-        "at least once: acknowledged after the work", 0.25, advised=False,
+        "at least once: acknowledged after the work", 0.1, advised=False,
         settings=(("dramatiq_queue_prefetch", "1000"), ("BENCH_THREADS", "8")),
     ),
     Peer(
         "streaq", ("streaq==7.2.0", "coredis==6.9.0", *ASYNC), "with_streaq",
-        "at least once: acknowledged after the work", 0.15, batches=True,
+        "at least once: acknowledged after the work", 0.03, batches=True,
     ),
     Peer(
         "docket", ("pydocket==0.27.0", "redis==8.1.0", *ASYNC), "with_docket",
-        "at least once: acknowledged after the work", 0.1,
+        "at least once: acknowledged after the work", 0.015,
     ),
     Peer(
         "BullMQ for Python", ("bullmq==3.4.4", "redis==8.1.0", *ASYNC), "with_bullmq",
-        "at least once: lock, finished after the work", 0.25, batches=True,
+        "at least once: lock, finished after the work", 0.05, batches=True,
     ),
     Peer(
         "BullMQ on Node", ("bullmq@6.7.0", "ioredis@6.0.0"), "with_bullmq.mjs",
-        "at least once: lock, finished after the work", 1.0, batches=True,
+        "at least once: lock, finished after the work", 0.4, batches=True,
     ),
 )  # fmt: skip
 

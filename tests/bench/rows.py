@@ -113,7 +113,7 @@ class _Both(NamedTuple):
 
 def _enqueued_and_finished(bench: Bench, peer: Peer) -> _Both:
     bench.flush()
-    count = max(100, round(bench.options.messages * peer.share))
+    count = _count(bench, peer)
     return _Both(bench.fill(peer, count), bench.work(peer, count))
 
 
@@ -126,7 +126,7 @@ def in_batches(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
                 rates = []
                 for who in (OURS, peer):
                     bench.flush()
-                    rates.append(bench.fill(who, round(bench.options.messages * who.share), "fill-many"))
+                    rates.append(bench.fill(who, _count(bench, who), "fill-many"))
                 figures.batch.setdefault(peer.name, []).append(Pair(*rates))
         except (Missing, Failed) as reason:
             figures.missing[peer.name] = str(reason)
@@ -135,6 +135,10 @@ def in_batches(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
         say(f"{peer.name}: batches {_medians(figures.batch[peer.name])}")
     _against(figures, "`enqueue_many`", figures.batch, ["streaq"], 3)
     _against(figures, "the same", figures.batch, [peer.name for peer in able if peer.name != "streaq"], 1.2)
+
+
+def _count(bench: Bench, peer: Peer) -> int:
+    return max(500, round(bench.options.messages * peer.share))
 
 
 def _against(figures: Figures, work: str, pairs: dict[str, list[Pair]], names: list[str], target: float) -> None:
