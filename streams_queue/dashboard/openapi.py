@@ -54,7 +54,10 @@ def description(
     _, components = msgspec.json.schema_components(shapes, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for operation, summary in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, summary, queues)
+        described = _described(operation, summary, queues)
+        if operation.method == "POST" and not with_password:
+            described["security"] = [{"token": []}]
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
     schemes: dict[str, Any] = {
         "password": {"type": "http", "scheme": "basic"},
         "token": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
@@ -101,8 +104,6 @@ def _described(operation: Operation, summary: str, queues: Sequence[str]) -> dic
     }
     if operation.body is not None:
         said["requestBody"] = {"required": True, "content": {"application/json": {"schema": _of(operation.body)}}}
-    if is_change:
-        said["security"] = [{"password": []}, {"token": []}]
     return said
 
 

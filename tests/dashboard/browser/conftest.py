@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,11 +14,10 @@ from playwright.async_api import Browser as Chromium
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 import servers
-from cli.conftest import PROGRAM, environment
+from dashboard.serving import PREFIX, Board, serving
 from helpers import queue_at
 from streams_queue import Queue
 
-PREFIX = "orders"
 ARTEFACTS = Path(__file__).parents[2] / ".artefacts" / "dashboard"
 PATIENCE = 10_000
 """Milliseconds after which what a page should show by now is a failure."""
@@ -50,47 +46,6 @@ async def chromium() -> AsyncIterator[Chromium]:
         browser = await playwright.chromium.launch(executable_path=path, headless=True, args=_ARGUMENTS)
         yield browser
         await browser.close()
-
-
-class Board:
-    """A dashboard at work: where it answers, and what it has printed."""
-
-    def __init__(self, address: str, log: Path | None = None) -> None:
-        self.address = address
-        self._log = log
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text() if self._log else ""
-
-    def __truediv__(self, path: str) -> str:
-        return f"{self.address}/{path}"
-
-
-@contextlib.contextmanager
-def serving(server: servers.AnyServer, *arguments: str, **environ: str) -> Iterator[Board]:
-    """Run `streams-queue dashboard` until the block ends."""
-    with tempfile.TemporaryDirectory() as directory:
-        log = Path(directory, "log")
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*PROGRAM, "dashboard", "--port", "0", "--prefix", PREFIX, *arguments],
-                env=environment(server, PREFIX, **environ),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            servers.wait_until(lambda: _address(log), 30, "the dashboard's start")
-            yield Board(_address(log), log)
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def _address(log: Path) -> str:
-    found = re.search(r"dashboard at (http://\S+)/ ", log.read_text())
-    return found[1] if found else ""
 
 
 @pytest.fixture(scope="module")

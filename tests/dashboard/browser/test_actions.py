@@ -7,7 +7,7 @@ import json
 import pytest
 from playwright.async_api import expect
 
-from dashboard.browser.conftest import PREFIX, serving
+from dashboard.serving import PREFIX, serving
 from helpers import Held, running, work, worker_of
 from streams_queue import Reject
 

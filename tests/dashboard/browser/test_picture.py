@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 from playwright.async_api import expect
 
-from dashboard.browser.conftest import PATIENCE, Board
+from dashboard.browser.conftest import PATIENCE
+from dashboard.serving import Board
 from helpers import Held, queue_at, running, until, worker_of
 from streams_queue import Queue, Reject, worker
 from streams_queue.dashboard import Dashboard, dashboard

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Page, expect
 
-from dashboard.browser.conftest import PREFIX, Board
+from dashboard.serving import PREFIX, Board
 from helpers import Held, running, work, worker_of
 from streams_queue import Reject
 
