@@ -400,14 +400,14 @@ async def test_a_fault_in_it_ends_no_worker(server, prefix, monkeypatch, caplog)
 
 async def test_no_password_is_asked_for(private, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
-    server, answers, ask = private("--requirepass", "hunter2", "--masterauth", "hunter2"), [], Connection.ask
+    server, answers, ask = private("--requirepass", "hunter2", "--masterauth", "hunter2"), {}, Connection.ask
 
-    async def overheard(*arguments: Any, **named: Any) -> Any:
-        answers.append(await ask(*arguments, **named))
-        return answers[-1]
+    async def overheard(connection: Connection, command: str, *arguments: Any, **named: Any) -> Any:
+        answers[command] = await ask(connection, command, *arguments, **named)
+        return answers[command]
 
     monkeypatch.setattr(Connection, "ask", overheard)
     async with Queue("q", url=server.url) as queue:
         await work(queue, Handler().handle)
-    assert len(answers) == 2 and "appendfsync" in answers[1]
+    assert set(answers) == {"INFO", "CONFIG GET", "TIME"} and "appendfsync" in answers["CONFIG GET"]
     assert "hunter2" not in caplog.text + repr(answers)
