@@ -51,13 +51,15 @@ async def test_concurrent_calls_share_round_trips(queue, redis):
 
 async def test_working(queue, redis):
     await queue.enqueue_many([{"n": n} for n in range(MESSAGES)])
+    # Upkeep costs by the second, not by the message: another looks after the queue, however long this takes.
+    await redis.set(queue.keys.maintainer, "another", px=60_000)
     await redis.config_resetstat()
     handler = Handler()
     await work(queue, handler.handle, concurrency=100)
     trips, commands = await counted(redis)
     assert len(handler.ids) == MESSAGES
     assert trips <= 0.09, "a claim for a third of the slots, a finish for as many as are done by then, and the upkeep"
-    assert commands <= 10
+    assert commands <= 7
 
 
 async def test_an_idle_worker(queue, redis):
