@@ -51,8 +51,8 @@ def _encodable(report: Any) -> Any:
             return report.encode(errors="backslashreplace").decode()
         case dict():
             return {name: _encodable(value) for name, value in report.items()}
-        case list() | tuple():
-            return [_encodable(value) for value in report]
+        case list() | tuple():  # a skip's place is a tuple, and pytest insists on it
+            return type(report)(_encodable(value) for value in report)
         case _:
             return report
 

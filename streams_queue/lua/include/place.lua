@@ -155,10 +155,15 @@ local function user_key(user_id)
 end
 -- As long as the last of them.
 local function outlast(key, wanted)
-  if KNOWS_GT and call('EXPIRE', key, wanted, 'GT') == 1 then return end
-  local left = call('TTL', key)  -- -1: it has no end, as a new one has none
-  if left == wanted then return end
-  if (left >= 0 and left < wanted) or call('ZCARD', key) == 1 then call('EXPIRE', key, wanted) end
+  local longer  -- what has no end lasts longer than anything, but a new key has none either
+  if KNOWS_GT then
+    longer = call('EXPIRE', key, wanted, 'GT') == 0
+  else
+    local left = call('TTL', key)
+    longer = left == -1 or left > wanted
+    if not longer then call('EXPIRE', key, wanted) end
+  end
+  if longer and call('ZCARD', key) == 1 then call('EXPIRE', key, wanted) end
 end
 local function index_user(body, id, score, ttl, until_due)
   local key = user_key(body.user_id)
