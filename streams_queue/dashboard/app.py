@@ -108,6 +108,8 @@ class Dashboard:
             self._change(f"{queue}/resume", changes.resume),
             Route("/events", events.overview),
             Route(f"{queue}/events", events.queue),
+            Route(f"{queue}/message/events", events.message),
+            Route(f"{queue}/dead/events", events.dead),
             Route("/metrics", metrics(self._board)),
             *Api(self._board).routes(),
             Mount("/static", StaticFiles(packages=[("streams_queue.dashboard", "static")])),

@@ -10,8 +10,10 @@ from starlette.responses import Response, StreamingResponse
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.pages import overview_of, queue_of
 from streams_queue.dashboard.problems import Problem
+from streams_queue.dashboard.reading import id_of
 from streams_queue.errors import StreamsQueueError
 from streams_queue.shown import json_of
+from streams_queue.story import story_of
 
 MOST_LISTENERS = 100
 """Pages that are kept up to date at the same time, at most."""
@@ -46,6 +48,28 @@ class Events:
         async def parts() -> dict[str, str]:
             context = await queue_of(watched)
             return {name: views.part(request, name, **context) for name in names}
+
+        return self._stream(parts)
+
+    async def dead(self, request: Request) -> Response:
+        """How many dead letters there are: the page of them stays as it is."""
+        watched, views = self._board.queue(request), self._board.views
+
+        async def parts() -> dict[str, str]:
+            return {"total": views.part(request, "total", total=watched.sample.stats.dead)} if watched.sample else {}
+
+        return self._stream(parts)
+
+    async def message(self, request: Request) -> Response:
+        """A message's story."""
+        watched, views = self._board.queue(request), self._board.views
+        id = id_of(request.query_params.get("id", ""))
+
+        async def parts() -> dict[str, str]:
+            story = await story_of(watched.queue, id)
+            if story is None:  # forgotten: the page keeps the end of it
+                return {}
+            return {name: views.part(request, name, watched=watched, story=story) for name in ("story", "letter")}
 
         return self._stream(parts)
 
