@@ -6,7 +6,7 @@
   const address = document.body.dataset.live;
 
   const say = (words, kind) => {
-    if (state.textContent === words) return; // a screen reader says it once
+    if (state.textContent === words) return;
     state.hidden = false;
     state.textContent = words;
     state.className = `live ${kind}`;
