@@ -138,6 +138,7 @@ async def test_on_a_phone_nothing_is_wider_than_it(visit, board, full, shoot):
 
 async def _tab_to(page: Page, name: str, most: int = 40) -> None:
     """Press Tab until this has the focus; everything on the way can be seen to have it."""
+    await page.wait_for_load_state()  # its style sheet is there
     passed = []
     for _ in range(most):
         await page.keyboard.press("Tab")
