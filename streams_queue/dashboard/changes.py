@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from streams_queue.codec import Fields
 from streams_queue.dashboard.board import Board
-from streams_queue.dashboard.editing import amend, restored
+from streams_queue.dashboard.editing import amend, check_depth, restored
 from streams_queue.dashboard.guard import FORM, USER
 from streams_queue.dashboard.pages import filters_in
 from streams_queue.dashboard.problems import Problem, bad, unknown
@@ -136,6 +136,7 @@ def shown_data(watched: Watched, id: str, fields: Fields) -> Any:
 
 async def change_payload(request: Request, watched: Watched, id: str, died: float | None, data: dict[str, Any]) -> str:
     """Give a dead letter another payload, hidden values as they were, and record it; what became of it."""
+    check_depth(data)
     score, fields = await dead_letter(watched, id)
     original = watched.queue.codec.decode(id, fields).data
     whole = restored(data, shown_data(watched, id, fields), original)

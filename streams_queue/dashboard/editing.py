@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from streams_queue.codec import Fields, changed_fields
+from streams_queue.codec import DEEPEST, Fields, _is_too_deep, changed_fields
 from streams_queue.errors import InvalidMessage
 from streams_queue.queue import Queue
 from streams_queue.redaction import HIDDEN
@@ -11,6 +11,17 @@ from streams_queue.shown import TOO_DEEP
 
 _NEW: Any = object()
 """Stands for what was shown where nothing was."""
+
+
+def check_depth(data: Mapping[str, Any]) -> None:
+    """Refuse what is nested too deep to be gone through, or to be stored.
+
+    Raises:
+        InvalidMessage: it is.
+    """
+    for name, value in data.items():
+        if isinstance(value, (dict, list)) and _is_too_deep(value):
+            raise InvalidMessage(f"payload field {name!r} is nested deeper than {DEEPEST} levels: make it flatter")
 
 
 def restored(given: Any, shown: Any, original: Any, where: str = "the payload") -> Any:

@@ -186,6 +186,9 @@ async def test_a_hidden_value_can_be_replaced(browser, queue, prefix, dead):
         ('{"***": 1}', "stands for something that is not shown"),
         ('{"a": "' + "x" * (1 << 20) + '"}', "are allowed"),
         ('{"a": ' + "[" * 200 + "]" * 200 + "}", "nested deeper"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested deeper"),
+        ('{"a": ' + '{"b":' * 900 + "1" + "}" * 900 + "}", "nested deeper"),
+        ("[" * 100_000, "no JSON"),
     ],
 )
 async def test_what_cannot_be_saved_is_said_and_can_be_mended(browser, queue, prefix, dead, text, words):
