@@ -102,13 +102,14 @@ class Maintenance:
         as long as that, a turn begins anew, and holders have a lease to renew before anybody sweeps.
 
         Where this worker has seen the server answer all the time, only another maintainer has gone: no need to wait.
+        Where it has not, a turn that goes on began by a call of its own whose answer was lost.
         """
         done = await self._transitions.upkeep(
             self._consumer, self._turn, adopted_ttl=ADOPTED_TTL, dedup_expiry=self._policy.dedup_expiry
         )
         unseen, self._answered_at = self._now() - self._answered_at, self._now()
         self.in_turn, self.messages_wait = done.turn is not Turn.ANOTHERS, done.waiting
-        if done.turn is Turn.BEGINS and unseen > self.lease / 2:
+        if self.in_turn and unseen > self.lease / 2:
             self._sweep_at = self._now() + self.lease
         if self.in_turn:
             self._more_due, self._pending = done.more_due, done.pending
@@ -184,6 +185,7 @@ class Maintenance:
             # Each look ends with its own lap: laps of different lengths seldom end in the same call.
             more_dead, more_unlocked = more_dead and swept.more_dead, more_unlocked and swept.more_unlocked
             moved += swept.recovered
+            self.messages_wait |= swept.recovered > 0
             if swept.recovered or swept.dead:
                 logger.warning("%d messages of dead workers handed back, %d given up", swept.recovered, swept.dead)
                 failpoints.hit("mid_sweep")

@@ -58,6 +58,28 @@ async def test_who_did_not_lets_holders_renew_first(maintainer):
     assert second.in_turn and not sweeps_now(second)
 
 
+async def test_a_turn_that_began_by_a_call_whose_answer_was_lost_lets_holders_renew_first(maintainer, queue):
+    """As after a server that was frozen, and then carries out what it was sent meanwhile."""
+    first = maintainer("a")
+    await first._take_turn()
+    first._sweep_at = 0.0
+    await asyncio.sleep(0.6 * LEASE)
+    await queue.transitions.upkeep("a", LEASE / 2, adopted_ttl=60, dedup_expiry=60)
+    await first._take_turn()
+    assert first.in_turn and not sweeps_now(first)
+
+
+async def test_who_hands_a_dead_worker_s_message_back_knows_at_once_that_it_waits(maintainer, queue):
+    await queue.enqueue({})
+    assert (await queue.transitions.claim("b", 1)).deliveries
+    first = maintainer("a")
+    await first._take_turn()
+    assert not first.messages_wait
+    await asyncio.sleep(1.1 * LEASE)
+    await first.sweep()
+    assert first.messages_wait
+
+
 async def test_outside_edits_are_said_once_a_minute(queue, maintainer, redis, prefix, caplog):
     """One line, where some were counted since the last look: not for those of before, nor for none."""
     upkeep = maintainer("a")
