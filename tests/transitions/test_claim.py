@@ -37,6 +37,14 @@ async def test_queued_becomes_processing(queue: Queue):
     }
 
 
+async def test_what_has_no_room_is_not_read(queue: Queue):
+    """8 MiB are enough for one batch: the bodies of those that go back would hold up the server for nothing."""
+    await queue.enqueue(*map(str, range(20)), text="x" * 1_000_000)
+    await queue.redis.config_resetstat()
+    assert len((await queue.claimed("w1", 20)).deliveries) == 9
+    assert (await queue.redis.info("commandstats"))["cmdstat_hgetall"]["calls"] == 9
+
+
 async def test_the_body_s_time_to_live_begins_anew(queue: Queue):
     await queue.enqueue("a", ttl=60)
     await queue.redis.expire(queue.keys.message("a"), 5)

@@ -31,7 +31,12 @@ end
 -- not die of it for the last time.
 local function take(letter, entry, id, places, consumer, lock_ms, now, room, alone)
   if not id or not places[id] then return drop_strayed(letter, entry, id) end
-  local flat, body, at, bytes = read_message(id)
+  local flat, body, at, bytes
+  if room then
+    flat, body, at, bytes = read_message(id)
+  else
+    body = read_body(id)  -- not all of it, which may be large
+  end
   if not body then
     drop_entry(letter, entry)
     expire_message(id, now)
