@@ -191,18 +191,24 @@ def encode_values(values: Mapping[str, Any]) -> tuple[Fields, bytes]:
     return fields, msgspec.json.encode(types) if types else b""
 
 
-@lru_cache(maxsize=1024)
-def _types(raw: bytes) -> Mapping[str, str]:
-    """Most messages of a queue have the same: decoded once."""
+def _decode_types(raw: bytes) -> Mapping[str, str]:
     try:
         return MappingProxyType(msgspec.json.decode(raw, type=dict[str, str]) if raw else {})
     except (ValueError, msgspec.ValidationError):
         return MappingProxyType({})
 
 
+_COMMON = 1024
+"""Bytes of a message's types up to which they are remembered: larger ones seldom come again."""
+
+_known_types = lru_cache(maxsize=256)(_decode_types)  # most messages of a queue have the same
+
+
 def _types_in(fields: Fields) -> Mapping[str, str] | None:
     raw = fields.get(_TYPES)
-    return None if raw is None else _types(raw)
+    if raw is None:
+        return None
+    return _known_types(raw) if len(raw) <= _COMMON else _decode_types(raw)
 
 
 def decode_values(fields: Fields) -> dict[str, Any]:

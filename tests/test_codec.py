@@ -7,8 +7,10 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import gc
 import math
 import sys
+import tracemalloc
 import uuid
 from typing import Any
 
@@ -387,3 +389,19 @@ def test_a_struct_nested_too_deep_is_refused():
 def test_changes_of_a_struct_are_refused():
     with pytest.raises(InvalidMessage, match="validated as a whole"):
         emails.encode_changes({"subject": "x"})
+
+
+def test_types_that_no_other_message_has_are_not_kept():
+    def decode(n: int) -> None:
+        fields, types = encode_values({f"{n}_{i}": i for i in range(1000)})
+        plain.decode("m", {**fields, "timestamp": b"1", "_sq_types": types})
+
+    decode(0)
+    tracemalloc.start()
+    try:
+        for n in range(1, 100):
+            decode(n)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < MIB
+    finally:
+        tracemalloc.stop()
