@@ -9,6 +9,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Collection
 from typing import Any, Generic
 
 import anyio
@@ -111,6 +112,7 @@ class Worker(Generic[Payload]):
             dead_letter_ttl=queue.dead_letter_ttl,
             dedup_expiry=queue.dedup_expiry,
         )
+        self._changed = asyncio.Event()
         self.concurrency = concurrency
         self._lease = lease
         self._grace = grace
@@ -129,7 +131,6 @@ class Worker(Generic[Payload]):
         self._losses = 0
         """Deliveries that were lost, and not counted yet."""
         self._lost_some = asyncio.Event()
-        self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
     @property
@@ -146,6 +147,7 @@ class Worker(Generic[Payload]):
         if not isinstance(handlers, int) or handlers < 1:  # type: ignore[redundant-expr]  # 1.5 comes untyped
             raise ConfigurationError(f"concurrency={handlers!r} is not a whole number above 0")
         self._concurrency = handlers
+        self._changed.set()
 
     @property
     def ready(self) -> bool:
@@ -436,19 +438,13 @@ class Worker(Generic[Payload]):
 
     async def _end_handlers(self, run: "_Run[Payload]") -> None:
         """Interrupt those that are left. One that does not heed it keeps this worker, but not its message."""
-        cancelled = False
         with anyio.CancelScope(shield=True):
             for execution in self._executions.values():
                 if execution.settled is None:
                     execution.interrupt()
-            with anyio.move_on_after(HAND_BACK_WITHIN):
-                await self._all_done()
-            await self._give_back_stubborn(run)
-            while self._tasks:
-                try:
-                    await asyncio.wait(self._tasks)
-                except asyncio.CancelledError:
-                    cancelled = True
+            cancelled = await _outlast(self._tasks, HAND_BACK_WITHIN)
+            cancelled |= await _outlast([run.loop.create_task(self._give_back_stubborn(run))])
+            cancelled |= await _outlast(self._tasks)
             run.deadlines.close()
             self._executions.clear()  # of a task that was cancelled before it began
         if cancelled:
@@ -495,6 +491,17 @@ class Worker(Generic[Payload]):
 _NEVER = 10 * 365 * 86400.0
 
 
+async def _outlast(tasks: Collection[asyncio.Task[None]], seconds: float = math.inf) -> bool:
+    """Wait for all of them, `seconds` at most, whoever cancels the calling task; whether somebody did."""
+    cancelled, deadline = False, time.monotonic() + seconds
+    while (pending := [task for task in tasks if not task.done()]) and (left := deadline - time.monotonic()) > 0:
+        try:
+            await asyncio.wait(pending, timeout=left if left < math.inf else None)
+        except asyncio.CancelledError:
+            cancelled = True
+    return cancelled
+
+
 class _Run(Generic[Payload]):
     """The parts of one call of `Worker.run`."""
 
@@ -510,10 +517,14 @@ class _Run(Generic[Payload]):
         self.maintenance = Maintenance(transitions, consumer, worker._lease, worker.policy)
         self.loop = asyncio.get_running_loop()
         self._host = asyncio.current_task()
+        self._cancelled_before = self._cancellations()
 
     def ending(self) -> bool:
         """Whether the worker's own task was cancelled, as at the end of `asyncio.run`."""
-        return self._host is not None and self._host.cancelling() > 0
+        return self._cancellations() > self._cancelled_before
+
+    def _cancellations(self) -> int:
+        return self._host.cancelling() if self._host is not None else 0
 
 
 def consumer_name() -> str:

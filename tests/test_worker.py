@@ -94,6 +94,19 @@ async def test_no_more_handlers_than_slots(queue):
     assert most == 4
 
 
+async def test_slots_that_are_added_while_all_are_taken_are_filled_at_once(queue):
+    held = Held()
+    await queue.enqueue_many([{} for _ in range(3)])
+    worker = worker_of(queue, held.handle, concurrency=1)
+    async with running(worker):
+        await held.holds(1)
+        worker.concurrency = 3
+        try:
+            await held.holds(3)
+        finally:
+            held.go.set()
+
+
 async def test_one_slot_and_three_priorities_at_once(queue):
     held = Held()
     async with running(worker_of(queue, held.handle, concurrency=1)):
@@ -491,6 +504,48 @@ async def test_cancelled_it_hands_back_at_once(queue, redis, prefix):
     assert handler.ids == ids
     assert {message.attempts for message in handler.messages} == {1}
     await is_at_rest(queue, redis, prefix)
+
+
+async def test_cancelled_twice_it_leaves_no_handler_behind(queue):
+    """The second time while the first one's handlers end: their messages go back all the same."""
+
+    async def slow_to_end(message):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.4)
+
+    await queue.enqueue({})
+    run = asyncio.create_task(worker_of(queue, slow_to_end, lease=30.0).run())
+    await until(lambda: processing(queue))
+    for _ in range(2):
+        run.cancel()
+        await asyncio.sleep(0.1)
+    await asyncio.wait_for(asyncio.wait([run]), 3)
+    assert run.cancelled()
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("message ")]
+    assert await processing(queue) == 0
+
+
+async def test_a_task_that_was_cancelled_before_may_run_a_worker(queue):
+    """One that cleans up, say: what is too slow there is charged as anywhere."""
+    slow = Handler(lambda message: asyncio.sleep(60))
+    id = (await queue.enqueue({})).id
+
+    async def clean_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await work(queue, slow.handle, timeout=0.2, retry_delay=60.0)
+
+    task = asyncio.create_task(clean_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=2)
+    task.cancel()
+    await asyncio.wait([task])
+    assert slow.ids == [id]
+    assert (await queue.get(id)).status == "retry"
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
