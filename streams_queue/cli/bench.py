@@ -43,7 +43,7 @@ CALLERS = 32
 """Callers that enqueue side by side."""
 
 _BATCH = 1000
-_SAMPLES = 200
+_SAMPLES = 100
 _SETTLED = 0.02
 """Seconds after which an idle worker waits in its read again."""
 
