@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
 _SECRET = re.compile(r"token|password|secret|api_key", re.IGNORECASE)
@@ -25,7 +26,8 @@ def redacted(value: Any) -> Any:
 
 
 def scrubbed(words: str, values: Mapping[str, Any]) -> str:
-    """The text without the secrets among the values, however deep, as they are or escaped as in a repr or in JSON.
+    """The text without the secrets among the values, however deep, as they are or escaped as in a repr, in JSON or in
+    an address.
 
     Those of less than four characters stay: they would be found in every other word.
     """
@@ -91,4 +93,8 @@ def _forms_of(secret: Any) -> tuple[str, ...]:
     if isinstance(secret, bytes):
         return secret.decode(errors="replace"), repr(secret)[2:-1]
     text = str(secret)
-    return text, repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]
+    raw = text.encode(errors="surrogatepass")
+    return (
+        text, repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1],
+        quote(raw), quote(raw, safe=""), quote_plus(raw),
+    )  # fmt: skip
