@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis.asyncio as redis_asyncio
 
+import canary
 import servers
 
 UNBOUNDED = re.compile(
@@ -43,6 +44,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Reports go from process to process in UTF-8, which has no lone surrogates; what tests print has."""
     return _encodable((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """No test that passes has printed or logged a secret, nor has a process that it started."""
+    report = yield
+    if report.when == "teardown" and report.passed:  # the last has what all phases put out
+        for name, text in report.sections:
+            if found := canary.found_in(text):
+                report.outcome, report.longrepr = "failed", f"a secret stands in the {name}: ... {found} ..."
+    return report
 
 
 def _encodable(report: Any) -> Any:

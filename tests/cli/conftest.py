@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import canary
 import servers
 from cli.commands import Commands, Ended
 
@@ -80,6 +81,7 @@ def run(server: servers.AnyServer, prefix: str, commands: Commands) -> Run:
         # What an interpreter reads at its start takes one of its own.
         fresh = any(name.startswith("PYTHON") for name in more)
         code, out, err = (run_afresh if fresh else commands.run)(arguments, environ, given)
+        canary.check(out + err, arguments)
         return Answer(code, out.decode(), err.decode())
 
     return run
@@ -149,6 +151,7 @@ class Terminal:
         deadline = time.monotonic() + SECONDS
         while self._read():
             assert time.monotonic() < deadline, f"it does not end:\n{self.shown[-2000:]}"
+        canary.check(self.shown)
         return Answer(self.process.wait(SECONDS), self.shown.replace("\r\n", "\n"), "")
 
     def _read(self) -> bool:

@@ -6,9 +6,8 @@ import json
 
 import pytest
 
+from canary import CANARY
 from helpers import queue_at
-
-CANARY = "canary-0123456789"
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from canary import CANARY
 from cli.conftest import environment
-from cli.test_look import CANARY, HOSTILE, STEERING, STYLES
+from cli.test_look import HOSTILE, STEERING, STYLES
 from helpers import queue_at, running, until, work, worker_of
 from streams_queue import Reject
 

@@ -11,11 +11,11 @@ import pytest
 from rich.cells import cell_len
 
 import servers
+from canary import CANARY
 from cli.conftest import PROGRAM
 from helpers import queue_at, work
 from streams_queue import Reject
 
-CANARY = "canary-0123456789"
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\nposition 1\u202e\u2066\x9b31m\x7f"
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 STYLES = re.compile(r"\x1b\[[0-9;]*m")

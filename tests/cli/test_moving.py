@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cli.test_look import CANARY, HOSTILE, STEERING, STYLES
+from canary import CANARY
+from cli.test_look import HOSTILE, STEERING, STYLES
 from migrations.old_state import OldState
 from streams_queue import Queue
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import canary
 import servers
 from servers import wait_until
 from streams_queue import ConfigurationError, Queue, Worker
@@ -99,6 +100,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code, and what was written to stderr; stdout stays empty."""
     out, err = process.communicate(timeout=20)
     assert out == ""
+    canary.check(err)
     return process.returncode, err
 
 

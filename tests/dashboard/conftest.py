@@ -12,11 +12,12 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
+import canary
 from helpers import queue_at
 from streams_queue import Queue
 from streams_queue.dashboard import dashboard
 
-SECRET = "canary-0123456789"
+SECRET = canary.CANARY
 HERE = ("127.0.0.1", 4711)
 
 _INPUT = re.compile(r"<(?:input|button)\b[^>]*>")
@@ -37,6 +38,8 @@ class Browser:
     async def get(self, path: str, status: int = 200, **options: Any) -> httpx.Response:
         answer = await self.client.get(path, **options)
         assert answer.status_code == status, answer.text
+        if not canary.found_in(path):  # what was asked for is shown again
+            canary.check(answer.content, path)
         return answer
 
     async def text(self, path: str, status: int = 200, **options: Any) -> str:

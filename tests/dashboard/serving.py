@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import canary
 import servers
 from cli.conftest import PROGRAM, environment
 
@@ -49,6 +50,7 @@ def serving(server: servers.AnyServer, *arguments: str, **environ: str) -> Itera
         finally:
             process.terminate()
             process.wait(20)
+        canary.check(log.read_bytes(), "the dashboard's log")
 
 
 def _address(log: Path) -> str:
