@@ -198,6 +198,11 @@ class Execution(Generic[Payload]):
         """Of the queue that the message is in: another may have one with the same id."""
         return self._settlement.prefix
 
+    @property
+    def runs(self) -> bool:
+        """Whether its handler is at work."""
+        return self._task is not None
+
     def decode(self, codec: Codec[Payload]) -> "Rejected | None":
         """Read the message; the outcome, where its payload cannot be decoded."""
         try:

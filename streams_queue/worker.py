@@ -456,7 +456,7 @@ class Worker(Generic[Payload]):
             if execution.settled == "releasing":
                 continue  # the server does not answer
             execution.lost = True
-            stubborn += execution.settled is None
+            stubborn += execution.runs and execution.settled is None
             run.keeper.drop(lease)
             leases.append(lease)
         if stubborn:

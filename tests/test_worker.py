@@ -647,6 +647,26 @@ async def test_a_handler_that_never_heeds_it_keeps_its_worker_but_not_its_messag
     assert (await queue.stats()).counters["completed_messages"] == 1
 
 
+async def test_who_is_cancelled_before_it_begins_goes_back_and_is_not_called_stubborn(queue, caplog, monkeypatch):
+    """As all tasks are at the end of `asyncio.run`."""
+    start = Worker._start
+
+    def start_and_end(self, run, claimed):
+        start(self, run, claimed)
+        for task in self._tasks:
+            task.cancel()
+
+    monkeypatch.setattr(Worker, "_start", start_and_end)
+    await queue.enqueue({})
+    worker = worker_of(queue, Handler().handle, lease=30.0)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: processing(queue))
+    run.cancel()
+    await asyncio.wait([run])
+    assert await processing(queue) == 0
+    assert "do not heed" not in caplog.text
+
+
 async def test_one_worker_runs_once_at_a_time(queue):
     worker = worker_of(queue, Handler().handle)
     async with running(worker):

@@ -4,6 +4,7 @@
 -- RETURNS  {paused (0 or 1), 0, entries looked at, rows} as claim does; what may not run goes back uncharged
 --- include house
 --- include place
+--- include ownership
 --- include take
 local consumer, max_messages = ARGV[1], number(ARGV[2], 1)
 

@@ -6,6 +6,7 @@
 --          flat list}
 --- include house
 --- include place
+--- include ownership
 --- include take
 local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[3], 1), number(ARGV[4], 0)
 local alone = ARGV[5] == '1'

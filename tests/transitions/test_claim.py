@@ -45,6 +45,24 @@ async def test_what_has_no_room_is_not_read(queue: Queue):
     assert (await queue.redis.info("commandstats"))["cmdstat_hgetall"]["calls"] == 9
 
 
+async def test_what_a_lost_answer_brought_goes_back_free_for_all(queue: Queue):
+    """Its lock goes too: else it would wait for a lease."""
+    await queue.processing("a")
+    entries = await queue.transitions.pending("w1")
+    adopted = await queue.transitions.adopt("w1", entries, 0)
+    assert (adopted.looked_at, adopted.deliveries) == (1, [])
+    assert (await queue.table())["stream"] == {"a": RETURNED}
+    (delivery,) = (await queue.claimed("w2")).deliveries
+    assert (delivery.lease.id, delivery.lease.delivery) == ("a", "2")
+
+
+async def test_a_lock_taken_by_hand_stays_when_a_lost_answer_s_message_goes_back(queue: Queue):
+    await queue.processing("a")
+    await queue.redis.set(queue.keys.lock("a"), "somebody", ex=60)
+    await queue.transitions.adopt("w1", await queue.transitions.pending("w1"), 0)
+    assert await queue.redis.get(queue.keys.lock("a")) == "somebody"
+
+
 async def test_the_body_s_time_to_live_begins_anew(queue: Queue):
     await queue.enqueue("a", ttl=60)
     await queue.redis.expire(queue.keys.message("a"), 5)

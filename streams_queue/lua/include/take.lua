@@ -49,6 +49,8 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
   end
   local suspect = body._sq_suspect
   if not room or (suspect and not alone) then
+    -- Claimed before, by a call whose answer was lost: nobody works on it, and its lock would hold it up.
+    if body._sq_owner == consumer and try('GET', lock_key(id)) == consumer then return hand_back(id, body, letter, entry) end
     call('XCLAIM', STREAMS[letter], GROUP, suspect and SUSPECTS or RETURNED, 0, entry, 'JUSTID')
     return
   end
