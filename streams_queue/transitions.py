@@ -29,6 +29,9 @@ BATCH = 500
 """Messages that one call of a script takes at most: it keeps each call within milliseconds."""
 
 _BATCH_BYTES = 4 << 20
+_BATCH_VALUES = 1 << 19
+"""Names and values of fields: Redis 6.2 drops a connection that sends a command of more than 1,048,576 arguments."""
+
 _CLAIM_BYTES = 8 << 20
 
 _COUNTER = re.compile(rb"-?\d{1,19}")
@@ -204,7 +207,7 @@ class Transitions:
     async def enqueue(
         self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False
     ) -> list[Enqueued]:
-        """Accept messages; the batch goes in calls of at most 500 messages or 4 MiB. O(log n) each."""
+        """Accept messages, in calls of at most 500 messages, 4 MiB, or 2**19 names and values. O(log n) each."""
         answers = await self.enqueue_on_replicas(
             messages, dedup_expiry=dedup_expiry, index_users=index_users, replicas=0
         )
@@ -714,13 +717,14 @@ def _status(raw: bytes) -> Status:
 
 def _by_size(messages: Sequence[NewMessage]) -> Iterable[list[NewMessage]]:
     batch: list[NewMessage] = []
-    size = 0
+    size, values = 0, 0
     for message in messages:
-        bytes_ = sum(map(len, message.fields))
-        if batch and (len(batch) == BATCH or size + bytes_ > _BATCH_BYTES):
+        bytes_, fields = sum(map(len, message.fields)), len(message.fields)
+        if batch and (len(batch) == BATCH or size + bytes_ > _BATCH_BYTES or values + fields > _BATCH_VALUES):
             yield batch
-            batch, size = [], 0
+            batch, size, values = [], 0, 0
         batch.append(message)
         size += bytes_
+        values += fields
     if batch:
         yield batch

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from streams_queue import transitions
 from streams_queue.errors import QueueUnavailable
 from transitions.tables import DEDUP_EXPIRY, META, NEVER, PARKED, Queue, body, new
 
@@ -286,3 +287,15 @@ async def test_at_maxmemory_a_batch_is_refused_whole(small: Queue):
     assert await small.table() == before
     await small.empty()
     assert await small.enqueue("a") == [("a", "queued", False)]
+
+
+async def test_a_call_has_no_more_arguments_than_every_server_takes(queue: Queue, monkeypatch):
+    """Redis 6.2 drops the connection at 1,048,577: a batch of messages with many fields goes in more calls."""
+    monkeypatch.setattr(transitions, "_BATCH_VALUES", 100)
+    fields = {f"f{n}": "" for n in range(20)}
+    await queue.redis.config_resetstat()
+    await queue.enqueue(*map(str, range(10)), **fields)
+    assert len((await queue.claimed("w1", 10)).deliveries) == 10
+    stats = await queue.redis.info("commandstats")
+    calls = sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+    assert calls >= 5 + 1
