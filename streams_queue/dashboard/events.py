@@ -1,11 +1,12 @@
 """Pages that change while somebody looks at them: parts of them, sent by server-sent events."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.pages import overview_of, queue_of
@@ -78,23 +79,22 @@ class Events:
             words = f"{MOST_LISTENERS} pages are kept up to date already"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, words, {"Retry-After": "30"})
         headers = {"X-Accel-Buffering": "no"}  # a proxy passes on what it gets
-        return StreamingResponse(self._events(parts), media_type="text/event-stream", headers=headers)
+        return _Stream(self._events(parts), self._listening(), headers)
 
     async def _events(self, parts: Parts) -> AsyncIterator[str]:
-        with self._listening():
-            yield f"retry: {_AGAIN}\n\n"
-            sent: dict[str, str] = {}
-            seen = self._board.watch.looks - 1
-            while (looks := await self._board.watch.next_look(seen)) is not None:
-                seen = looks
-                try:
-                    found = await parts()
-                except StreamsQueueError:
-                    yield "event: away\ndata: {}\n\n"
-                    continue
-                news = {name: html for name, html in found.items() if sent.get(name) != html}
-                sent = found
-                yield f"event: parts\ndata: {json_of(news)}\n\n"
+        yield f"retry: {_AGAIN}\n\n"
+        sent: dict[str, str] = {}
+        seen = self._board.watch.looks - 1
+        while (looks := await self._board.watch.next_look(seen)) is not None:
+            seen = looks
+            try:
+                found = await parts()
+            except StreamsQueueError:
+                yield "event: away\ndata: {}\n\n"
+                continue
+            news = {name: html for name, html in found.items() if sent.get(name) != html}
+            sent = found
+            yield f"event: parts\ndata: {json_of(news)}\n\n"
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -103,3 +103,17 @@ class Events:
             yield
         finally:
             self._listeners -= 1
+
+
+class _Stream(StreamingResponse):
+    """Counts as a listener from its first moment: many that come at once find no gap after the check."""
+
+    def __init__(
+        self, events: AsyncIterator[str], listening: AbstractContextManager[None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._listening = listening
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._listening:
+            await super().__call__(scope, receive, send)

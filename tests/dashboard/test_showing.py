@@ -15,6 +15,7 @@ from dashboard.conftest import SECRET, seen
 from helpers import Held, running, until, work, worker_of
 from streams_queue import Reject
 from streams_queue.cli.doctor.roles import PASSWORD, Role, rule
+from streams_queue.dashboard import events
 from streams_queue.dashboard.export import defused
 from streams_queue.dashboard.reading import LETTERS, LOOKED_AT
 
@@ -440,6 +441,7 @@ class Listener:
         return {"type": "http.disconnect"}
 
     async def _send(self, message):
+        await asyncio.sleep(0)  # a socket lets others go first
         if message["type"] == "http.response.start":
             self.status = message["status"]
         self._text += message.get("body", b"").decode()
@@ -500,3 +502,18 @@ async def test_streams_end_with_the_dashboard(browser, prefix):
     await app.end_streams()
     await asyncio.wait_for(listener.task, 5)
     assert listener.status == 200
+
+
+async def test_no_more_listen_than_may(browser, prefix, monkeypatch):
+    """However many come at the same moment; and one that leaves makes room."""
+    monkeypatch.setattr(events, "MOST_LISTENERS", 3)
+    app = browser.client._transport.app
+    listeners = [Listener(app, path) for path in ["/events", f"/queues/{prefix}/events"] * 5]
+    await until(lambda: all(one.status for one in listeners), what="an answer to each")
+    assert sorted(one.status for one in listeners) == [200] * 3 + [503] * 7
+    for one in listeners:
+        await one.close()
+    again = Listener(app, "/events")
+    await until(lambda: again.status, what="an answer")
+    assert again.status == 200
+    await again.close()
