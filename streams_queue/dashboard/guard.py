@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,10 +119,13 @@ async def _body(request: Request) -> bytes:
     if length.isdigit() and int(length) > BODY_LIMIT:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_LIMIT:
+                raise too_large
+    except ClientDisconnect:
+        raise Problem(HTTPStatus.BAD_REQUEST, "the request broke off") from None
     return bytes(body)
 
 

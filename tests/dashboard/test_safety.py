@@ -230,6 +230,27 @@ async def test_a_request_that_is_too_large(browser, prefix):
     assert answer.status_code == 413
 
 
+async def test_a_request_that_breaks_off(browser, prefix, caplog):
+    """It is refused like others, and no fault of the dashboard's."""
+    received = iter([{"type": "http.request", "body": b"csrf", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": f"/queues/{prefix}/pause", "query_string": b"",
+        "root_path": "", "scheme": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1),
+        "server": ("localhost", 80), "asgi": {"version": "3.0", "spec_version": "2.4"},
+    }  # fmt: skip
+    await browser.client._transport.app(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert "the request broke off" in caplog.text
+
+
 async def test_a_form_with_too_many_fields(browser, prefix):
     form = [("csrf", await browser.token()), *[("id", "x")] * 20_001]
     await browser.send(f"/queues/{prefix}/dead/confirm", form, 422)
