@@ -45,7 +45,7 @@ def serving(server: servers.AnyServer, *arguments: str, **environ: str) -> Itera
                 stderr=output,
             )
         try:
-            servers.wait_until(lambda: _address(log), 30, "the dashboard's start")
+            servers.wait_until(lambda: _address(log), 60, "the dashboard's start")
             yield Board(_address(log), log)
         finally:
             process.terminate()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser as Chromium
-from playwright.async_api import BrowserContext, Page, async_playwright
+from playwright.async_api import BrowserContext, Page, async_playwright, expect
 
 import servers
 from dashboard.serving import PREFIX, Board, serving
@@ -19,7 +19,7 @@ from helpers import queue_at
 from streams_queue import Queue
 
 ARTEFACTS = Path(__file__).parents[2] / ".artefacts" / "dashboard"
-PATIENCE = 10_000
+PATIENCE = 20_000
 """Milliseconds after which what a page should show by now is a failure."""
 
 _ARGUMENTS = [
@@ -42,6 +42,7 @@ async def chromium() -> AsyncIterator[Chromium]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("there is no chromium here: Debian has it under that name")
+    expect.set_options(timeout=PATIENCE)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, headless=True, args=_ARGUMENTS)
         yield browser

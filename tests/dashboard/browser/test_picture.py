@@ -16,7 +16,6 @@ import pytest
 import uvicorn
 from playwright.async_api import expect
 
-from dashboard.browser.conftest import PATIENCE
 from dashboard.serving import Board
 from helpers import Held, queue_at, running, until, worker_of
 from streams_queue import Queue, Reject, worker
@@ -125,5 +124,5 @@ async def test_picture(visit, server, busy, shoot, scheme):
         await expect(page.locator("#workers tbody tr")).to_have_count(3)
         await expect(page.locator(".chart rect.main").nth(55)).to_be_attached()
         facts = page.locator("dl.facts")
-        await expect(facts).to_contain_text(re.compile(r"oldest waits\s*[1-9]"), timeout=PATIENCE)
+        await expect(facts).to_contain_text(re.compile(r"oldest waits\s*[1-9]"))
         await shoot(page, whole=False)
