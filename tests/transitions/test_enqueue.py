@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -292,7 +293,7 @@ async def test_at_maxmemory_a_batch_is_refused_whole(small: Queue):
 async def test_a_call_has_no_more_arguments_than_every_server_takes(queue: Queue, monkeypatch):
     """Redis 6.2 drops the connection at 1,048,577: a batch of messages with many fields goes in more calls."""
     monkeypatch.setattr(transitions, "_BATCH_VALUES", 100)
-    fields = {f"f{n}": "" for n in range(20)}
+    fields: dict[str, Any] = {f"f{n}": "" for n in range(20)}
     await queue.redis.config_resetstat()
     await queue.enqueue(*map(str, range(10)), **fields)
     assert len((await queue.claimed("w1", 10)).deliveries) == 10
