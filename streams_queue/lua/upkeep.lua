@@ -1,5 +1,5 @@
--- upkeep: whose turn it is to look after the queue; where it is the consumer's, what `promote` does and what `reconcile`
---         does with the newest scores.
+-- upkeep: a sign of the consumer's life, and whose turn it is to look after the queue; where it is the consumer's, what
+--         `promote` does and what `reconcile` does with the newest scores.
 -- KEYS     house, then: maintainer
 -- ARGV     consumer turn_ms limit adopted_ttl dedup_expiry
 -- RETURNS  {turn as `lock` answers it, messages wait that no blocking read brings (0 or 1), messages are pending (0 or 1),
@@ -17,6 +17,10 @@ local wrong = wrong_type()
 if wrong then return wrong end
 local turn = take_lock(KEYS[HOUSE + 1], consumer, ARGV[2], true)
 if failed(turn) then return turn end
+
+-- Before Redis 7.2 a blocking read that brings nothing leaves its consumer's idle time as it was: an idle worker would
+-- seem dead. Its own entries after the last possible one, of which there are none, count no delivery.
+try('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', 1, 'STREAMS', STREAMS.n, '18446744073709551615-0')
 
 -- What was handed back, and what must run alone: a blocking read waits for what is new.
 local pending, waiting = 0, 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from streams_queue.transitions import Turn
 from transitions.tables import Queue
 
@@ -14,6 +16,20 @@ async def test_whose_turn_it_is(queue: Queue):
     ]
     await queue.redis.delete(queue.keys.maintainer)
     assert (await queue.upkeep("n")).turn is Turn.BEGINS
+
+
+async def test_it_is_a_sign_of_life(queue: Queue):
+    """Which an idle worker's blocking reads are not before Redis 7.2."""
+    lease = await queue.processing("a")
+
+    async def idle() -> float:
+        return next(seen.idle for seen in await queue.transitions.workers(1) if seen.name == "w1")
+
+    await asyncio.sleep(0.3)
+    before = await idle()
+    await queue.upkeep("w1")
+    assert await idle() < before
+    assert await queue.complete(lease) == "completed"  # the delivery that was claimed
 
 
 async def test_it_promotes_and_mends_the_newest(queue: Queue):
