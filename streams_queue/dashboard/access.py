@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hmac
+import inspect
 import ipaddress
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,8 @@ class Access(msgspec.Struct, frozen=True):
         for name, password in (credentials or {}).items():
             if not name or ":" in name or not password:
                 raise ConfigurationError("credentials: a name is not empty and has no colon, a password is not empty")
+        if inspect.iscoroutinefunction(identify):
+            raise ConfigurationError("identify: give a function that answers at once, not one that is awaited")
         hosts = frozenset(map(_host_name, allowed_hosts))
         if hosts - LOOPBACK and not credentials and identify is None:
             raise ConfigurationError(
@@ -93,7 +96,7 @@ class Access(msgspec.Struct, frozen=True):
         """
         if self.identify is not None:
             name = self.identify(scope)
-            if not name:
+            if not (name and isinstance(name, str)):  # whatever else it is, it is no name of somebody
                 raise Problem(HTTPStatus.UNAUTHORIZED, "log in to the application first")
             return name
         if self.credentials:

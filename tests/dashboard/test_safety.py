@@ -117,6 +117,20 @@ async def test_the_applications_own_login(opened, queue, prefix):
     assert "ada" in await browser.text("/", headers={"X-User": "ada"})
 
 
+@pytest.mark.parametrize("name", [object(), True, b"ada", {"user": "ada"}])
+async def test_what_is_no_name_is_nobody(opened, queue, name):
+    browser = await opened(identify=lambda _: name)
+    await browser.get("/", 401)
+
+
+def test_a_login_that_has_to_be_awaited_is_refused():
+    async def identify(scope: Any) -> str | None:
+        return None
+
+    with pytest.raises(ConfigurationError, match="identify"):
+        dashboard(url="redis://localhost", identify=identify)  # type: ignore[arg-type]
+
+
 def test_its_repr_shows_no_password():
     app = dashboard(url="redis://localhost", credentials=USERS)
     assert not any(password in repr(app.access) for password in USERS.values())
