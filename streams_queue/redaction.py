@@ -8,11 +8,14 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
-_SECRET = re.compile(r"token|password|secret|api_key", re.IGNORECASE)
+_SECRET = re.compile(r"token|password|secret|api[_-]?key", re.IGNORECASE)
 
 
 def is_secret(field: str) -> bool:
-    """Whether a field of this name holds a secret (``*token*``, ``*password*``, ``*secret*``, ``*api_key*``)."""
+    """Whether a field of this name holds a secret.
+
+    Names like ``*token*``, ``*password*``, ``*secret*`` and ``*api_key*``, which may be spelt ``apiKey``, too.
+    """
     return _SECRET.search(field) is not None
 
 
@@ -84,7 +87,9 @@ def _secrets_in(values: Any) -> Iterator[Any]:
             waiting += [(item, is_one) for item in value]
         elif is_one and value is not None and not isinstance(value, bool):
             yield value
-        elif isinstance(value, str) and value.startswith(("{", "[")):
+        elif isinstance(value, bytes):
+            waiting.append((value.decode(errors="replace"), False))
+        elif isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):  # JSON within the text
             with contextlib.suppress(ValueError, RecursionError):
                 waiting.append((json.loads(value), False))
 

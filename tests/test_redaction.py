@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from helpers import Handler, queue_at, work
 from streams_queue import HandlerFailed, Queue, Reject
-from streams_queue.redaction import is_secret, redacted, scrubbed
+from streams_queue.redaction import cleared, is_secret, redacted, scrubbed
 
 TOKEN = "s3cret-0123456789"
 
@@ -24,7 +25,18 @@ async def queue(server, prefix) -> AsyncIterator[Queue[Any]]:
 
 @pytest.mark.parametrize(
     "name",
-    ["token", "response_token", "Bot_Token_2", "PASSWORD", "db_password", "client_secret", "api_key", "x_API_KEYs"],
+    [
+        "token",
+        "response_token",
+        "Bot_Token_2",
+        "PASSWORD",
+        "db_password",
+        "client_secret",
+        "api_key",
+        "x_API_KEYs",
+        "apiKey",
+        "X-Api-Key",
+    ],
 )
 def test_names_of_secrets(name):
     assert is_secret(name)
@@ -122,6 +134,22 @@ async def test_an_undecodable_body(server, prefix, caplog, redis):
         (letter,) = await queue.dead_letters.list()
     assert letter.reason == "undecodable"
     assert TOKEN not in caplog.text + repr(letter) + (letter.error or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"password": "{TOKEN}"}}',
+        f' \n[{{"a": {{"token": "{TOKEN}"}}}}]',
+        json.dumps(json.dumps({"api_key": TOKEN})),
+        f'{{"secret": "{TOKEN}"}}'.encode(),
+    ],
+    ids=["an object", "after white space", "as a JSON string", "in bytes"],
+)
+def test_json_within_a_text(text):
+    shown = cleared({"body": text, "note": f"it was {TOKEN}"}, {"body": text})
+    assert TOKEN not in repr(shown)
+    assert "***" in shown["body"]
 
 
 def test_short_secrets_do_not_blot_out_the_text():
