@@ -198,6 +198,13 @@ class Door(Transitions):
         kinds = {key: _text(await self.command("TYPE", key)) for key in self.keys.house}
         return {key: kind for key, kind in kinds.items() if kind != "none"}
 
+    async def wrong_kinds(self) -> list[tuple[str, str, str]]:
+        """The queue's keys that are of another type than they should be: key, its type, and the right one."""
+        keys = self.keys
+        right = {**dict.fromkeys(keys.house, "zset"), **dict.fromkeys(keys.streams.values(), "stream")}
+        right |= {keys.stats: "hash", keys.meta: "hash"}
+        return [(key, kind, right[key]) for key, kind in (await self.kinds()).items() if kind != right[key]]
+
     async def consumers(self) -> list[Consumer]:
         """Every worker that reads the streams, or did."""
         found: list[Consumer] = []

@@ -1,7 +1,6 @@
 """What could go wrong, asked before anything is written."""
 
 import asyncio
-from collections.abc import Mapping
 
 from streams_queue.inspection import Severity, inspect
 from streams_queue_migrations.door import Door
@@ -21,8 +20,6 @@ _BYTES_PER_USER = 150
 
 _HEAD = 200
 """Ids at the head of main that are watched: an old worker takes the first."""
-
-_KINDS: Mapping[str, str] = {"stats": "hash", "meta": "hash"}
 
 
 def bytes_needed(prefix: str, messages: int) -> int:
@@ -50,22 +47,15 @@ async def preflight(door: Door, *, watch: float) -> list[Finding]:
 
 
 async def _wrong_kinds(door: Door) -> list[Finding]:
-    wrong = {key: kind for key, kind in (await door.kinds()).items() if kind != _kind_of(door, key)}
     return [
         Finding(
             "wrong_type",
             refuses=True,
-            what=f"{key} is a {kind}, not a {_kind_of(door, key)}: another program's, or a mistake",
+            what=f"{key} is a {kind}, not a {wanted}: another program's, or a mistake",
             remedy=f"look at it, and move it away: RENAME {key} {key}.old",
         )
-        for key, kind in wrong.items()
+        for key, kind, wanted in await door.wrong_kinds()
     ]
-
-
-def _kind_of(door: Door, key: str) -> str:
-    if key in door.keys.streams.values():
-        return "stream"
-    return _KINDS.get(key.rpartition(":")[2], "zset")
 
 
 async def _strangers(door: Door) -> list[Finding]:

@@ -75,6 +75,19 @@ async def test_nothing_is_wrong(private):
 # ---- the server
 
 
+async def test_a_key_of_another_program(private):
+    """Nothing else of the queue can be looked at; the others are."""
+    server = private(*WELL)
+    with server.sync_client() as client:
+        client.set("wrong:queue:dlq", "a text")
+        client.set("wrong:stream", "a text")
+    found = await examined(server.url, "wrong")
+    assert verdicts(found) == {"queue": "danger"}
+    assert "wrong:stream is a string, not a stream" in found["queue"].reason
+    assert "RENAME wrong:stream wrong:stream.old" in found["queue"].remedy
+    assert not {"workers", "agreement"} & set(found)
+
+
 async def test_settings_that_lose_messages(private):
     server = private("--requirepass", PASSWORD, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     found = await examined(server.url)

@@ -110,6 +110,12 @@ async def _at_queue(prefix: str, settings: Settings, role: Role | None) -> Async
         yield Check("queue", Verdict.UNKNOWN, _sentence(error))
         return
     try:
+        readable = True
+        async for check in _each({"queue": lambda: in_queue.look_at_keys(queue)}):
+            readable = False
+            yield check
+        if not readable:
+            return
         looks: dict[str, Callable[[], Awaitable[Found]]] = {
             "workers": lambda: in_queue.look_at_workers(queue),
             "confirmations": lambda: in_queue.look_at_confirmations(queue),

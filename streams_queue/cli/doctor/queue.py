@@ -37,6 +37,22 @@ def door_of(queue: AnyQueue) -> Door:
     return Door(queue.connection, queue.keys)
 
 
+# ---- keys
+
+
+async def look_at_keys(queue: AnyQueue) -> Iterator[Check]:
+    """Whether one of the queue's keys is another program's: nothing moves then, and nothing else can be looked at."""
+    return (
+        Check(
+            "queue",
+            Verdict.DANGER,
+            f"{key} is a {kind}, not a {wanted}: another program's, or a mistake. Nothing is enqueued or taken.",
+            f"look at it, and move it away: redis-cli RENAME {key} {key}.old",
+        )
+        for key, kind, wanted in await door_of(queue).wrong_kinds()
+    )
+
+
 # ---- memory
 
 
