@@ -524,12 +524,13 @@ class Transitions:
             for name, idle, pending in consumers
         ]
 
-    async def of_user(self, user_id: str, limit: int) -> list[str] | None:
-        """Ids of a user's unfinished messages, those in line first; None where the queue keeps no such index.
+    async def of_user(self, user_id: str, limit: int, first: int = 0) -> list[str] | None:
+        """Ids of a user's unfinished messages, those in line first, without the `first` ones; None where the queue
+        keeps no such index.
 
         O(log n + limit).
         """
-        indexed, ids = await self._run(scripts.OF_USER, (limit,), (), [self.keys.user(user_id)])
+        indexed, ids = await self._run(scripts.OF_USER, (limit, first), (), [self.keys.user(user_id)])
         return [_id(id) for id in ids] if indexed else None
 
     async def amend(self, id: str, died: float, fields: Sequence[bytes], removed: Sequence[bytes]) -> str:

@@ -26,6 +26,7 @@ HELD = 100
 
 _WORKER = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-(?P<began>[0-9a-f]{8})(?P<random>[0-9a-f]{8})")
 _HIDDEN_ID = "~"
+_MOST_OF_USER = 10**9
 _EARLIEST, _LATEST = Place("", -math.inf), Place("", math.inf)
 
 
@@ -164,13 +165,16 @@ class OfUser(NamedTuple):
 
 async def of_user(queue: AnyQueue, user: str, after: str | None) -> OfUser:
     """The unfinished messages of a user: by the queue's index, or those in line whose ``user_id`` is this one."""
+    place = place_of(after) if after else _EARLIEST
+    passed = int(min(max(place.score, 0), _MOST_OF_USER))  # a cursor of the index says how many came before
     try:
-        indexed = await queue.transitions.of_user(user, LETTERS)
+        indexed = await queue.transitions.of_user(user, LETTERS, passed)
     except UnicodeEncodeError:
         raise bad("the user's id cannot be encoded") from None
     if indexed is not None:
-        return OfUser(indexed, True, len(indexed), None)
-    place, found, looked_at = place_of(after) if after else _EARLIEST, [], 0
+        more = cursor(Place("", float(passed + LETTERS))) if len(indexed) == LETTERS else None
+        return OfUser(indexed, True, len(indexed), more)
+    found, looked_at = [], 0
     while looked_at < LOOKED_AT:
         page = await queue.transitions.page("main", place, BODIES)
         ids = [place.id for place in page.places]

@@ -107,6 +107,16 @@ async def test_the_line_and_a_message(api, queue):
     await api.get("/messages/nonesuch", 404)
 
 
+async def test_a_user_with_more_messages_than_a_page(api, queue):
+    await queue.transitions.index_users()
+    receipts = await queue.enqueue_many([{"user_id": "u1"}] * (2 * LETTERS + 1), ttl=100)
+    first = await api.get("/messages?user=u1")
+    second = await api.get(f"/messages?user=u1&after={first['next']}")
+    last = await api.get(f"/messages?user=u1&after={second['next']}")
+    assert [page["next"] is None for page in (first, second, last)] == [False, False, True]
+    assert first["ids"] + second["ids"] + last["ids"] == [receipt.id for receipt in receipts]
+
+
 async def test_a_finished_message(api, queue):
     await queue.enqueue({}, id="o1")
 

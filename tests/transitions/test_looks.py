@@ -110,6 +110,7 @@ async def test_all_unfinished_messages_of_a_user(queue: Queue):
     await queue.enqueue("c", user_id="u2", ttl=100)
     assert await queue.transitions.of_user("u1", 10) == ["a", "b"]
     assert await queue.transitions.of_user("u1", 1) == ["a"]
+    assert await queue.transitions.of_user("u1", 10, 1) == ["b"]
     assert await queue.transitions.of_user("nobody", 10) == []
 
 
