@@ -25,7 +25,7 @@ EPILOG = """\
 Examples:
   streams-queue worker myapp.jobs:worker
   streams-queue worker myapp.jobs:worker --concurrency 8
-  streams-queue worker myapp.jobs:worker --metrics-port 9400
+  streams-queue worker myapp.jobs:worker --metrics-port 9401
   REDIS_URL=redis://cache:6379/0 streams-queue worker myapp.jobs:worker
 
 \b
