@@ -17,9 +17,9 @@ from streams_queue.transitions import Transitions, Turn
 logger = logging.getLogger(__name__)
 
 INTERVAL = 1.0
-"""Seconds between two rounds, on average (a sixth of the lease, where that is shorter)."""
+"""Seconds between two rounds at least (a sixth of the lease, where that is shorter)."""
 
-SPREAD = (0.9, 1.3)
+SPREAD = (1.0, 1.4)
 """What each of these waits is multiplied by, at random, so that a fleet does not march in step."""
 
 TURN = 3.0

@@ -1,6 +1,7 @@
 """The queue as its callers see it: enqueue, look, wait, remove, and the dead letters."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
@@ -194,7 +195,8 @@ class Queue(Generic[Payload]):
         """
         batcher = self._batcher(replicas)
         slot = self._slot(unique_key) if unique_key is not None else None
-        message = self._new(payload, id, self._how(priority, delay, ttl), slot)
+        own_id = valid_id(id) if id is not None else str(uuid.uuid4())
+        message = self._new(payload, own_id, self._how(priority, delay, ttl), slot)
         if tracing.is_on():
             answer = await tracing.send(self.keys.prefix, [message], lambda traced: batcher.submit(*traced))
         else:
@@ -218,7 +220,8 @@ class Queue(Generic[Payload]):
         """
         _check_replicas(replicas)
         how = self._how(priority, delay, ttl)
-        messages = [self._new(payload, None, how, None) for payload in payloads]
+        ids = _new_ids(len(payloads))
+        messages = [self._new(payload, id, how, None) for payload, id in zip(payloads, ids, strict=True)]
         send = partial(self._send, replicas=replicas)
         answers = await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
         self._require(replicas, answers)
@@ -339,9 +342,8 @@ class Queue(Generic[Payload]):
         (fields,) = await self.transitions.read([id])
         return text(fields.get("_sq_reason")) or "error"
 
-    def _new(self, payload: Payload | Mapping[str, Any], id: str | None, how: "_How", slot: str | None) -> NewMessage:
-        name = valid_id(id) if id is not None else str(uuid.uuid4())
-        return NewMessage(name, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload))
+    def _new(self, payload: Payload | Mapping[str, Any], id: str, how: "_How", slot: str | None) -> NewMessage:
+        return NewMessage(id, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload))
 
     def _how(self, priority: str, delay: float | None, ttl: float | None) -> "_How":
         if priority not in tuple(LETTERS):
@@ -425,6 +427,12 @@ class DeadLetters(Generic[Payload]):
     async def delete(self, id: str) -> bool:
         """Discard a dead letter; False when there is none of this id."""
         return (await self._queue.transitions.remove([id], only_dead=True))[0]
+
+
+def _new_ids(count: int) -> list[str]:
+    """So many UUID4s; the system is asked for random bytes once for all of them."""
+    random = os.urandom(16 * count)
+    return [str(uuid.UUID(bytes=random[at : at + 16], version=4)) for at in range(0, len(random), 16)]
 
 
 class _How(NamedTuple):

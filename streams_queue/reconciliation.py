@@ -11,12 +11,10 @@ FULL_PASS = 60.0
 ADOPTED_TTL = 3600
 """Seconds that an old producer's message lives: the documented ``default_ttl``."""
 
-_SHARE = 1 / 20
-"""Of the time, that full passes over a long queue take at most, where nothing hints at a difference."""
-
 _SHORTEST_GAP = 1.0
-_REST = 1 / 3
-"""A pass rests after each step, for this part of what the step took: other commands have their turn."""
+_REST, _LONG_REST = 1 / 3, 19.0
+"""A pass rests after each step, for so many times what the step took: other commands have their turn. For long where
+nothing hints at a difference."""
 
 
 class Reconciliation:
@@ -33,7 +31,9 @@ class Reconciliation:
         self._difference = 0
         self._cursor: str | None = None
         self._changed = False
-        self._began_at = 0.0
+        self._urgent = False
+        self._worked = 0.0
+        """Seconds that the steps of the pass have taken so far."""
         self._rested_at = 0.0
         self._next_at = 0.0
         self._gap = _SHORTEST_GAP
@@ -70,7 +70,9 @@ class Reconciliation:
         while self._cursor is not None:
             began = _now()
             await self.advance()
-            await asyncio.sleep((_now() - began) * _REST)
+            took = _now() - began
+            self._worked += took
+            await asyncio.sleep(took * (_REST if self._urgent or self._changed else _LONG_REST))
 
     async def look_at_all(self) -> int:
         """A whole pass at once; the number of messages given an entry."""
@@ -82,17 +84,16 @@ class Reconciliation:
 
     def _begin(self) -> None:
         self._gap = _SHORTEST_GAP if self._changed else min(2 * self._gap, FULL_PASS)
-        self._cursor, self._changed, self._began_at = "0", False, _now()
+        self._urgent = self._changed or self._difference > 0
+        self._cursor, self._changed, self._worked = "0", False, 0.0
 
     def _end(self) -> None:
         now = _now()
-        took = now - self._began_at
         # A long queue is not read all the time, whatever goes on.
-        self._rested_at = now + 2 * took
+        self._rested_at = now + 2 * self._worked
         # Ids that wait for their body, or that a lock taken by hand holds up, differ for a while: look less and less
         # often.
-        gap = self._gap if self._difference > 0 else max(FULL_PASS, took / _SHARE)
-        self._next_at = max(self._rested_at, now + gap)
+        self._next_at = max(self._rested_at, now + (self._gap if self._difference > 0 else FULL_PASS))
         self._cursor = None
 
     async def _step(self, cursor: str) -> Reconciled:

@@ -12,8 +12,8 @@ from streams_queue import Queue, Worker
 
 PREFIX = "bench"
 
-CONCURRENCY = 250
-"""Handlers at a time: a claim takes as many messages as slots are free."""
+CONCURRENCY = 100
+"""Handlers at a time, as the asyncio peers have it."""
 
 FEW = 10_000
 """Messages after which the memory is looked at for the first time."""
