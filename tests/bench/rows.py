@@ -100,9 +100,10 @@ def beside_peers(bench: Bench, figures: Figures, peers: Iterable[Peer]) -> None:
     if OURS.name in figures.costs:
         say(f"ours: {_costs(figures.costs[OURS.name])}")
     python = [peer.name for peer in peers if peer.is_python and peer.advised]
-    _against(figures, "finish no-op messages, one worker process", figures.finish, python, 6)
-    _against(figures, "finish no-op messages, one worker process", figures.finish, [peer.name for peer in peers if not peer.advised], 6)
-    _against(figures, "finish no-op messages, one worker process", figures.finish, [peer.name for peer in peers if not peer.is_python], 1.5)
+    work = "finish no-op messages, one worker process"
+    _against(figures, work, figures.finish, python, 6)
+    _against(figures, work, figures.finish, [peer.name for peer in peers if not peer.advised], 6)
+    _against(figures, work, figures.finish, [peer.name for peer in peers if not peer.is_python], 1.5)
     _against(figures, "`enqueue` from 32 concurrent callers", figures.enqueue, python, 1.5)
 
 
@@ -294,7 +295,8 @@ def memory(bench: Bench, figures: Figures) -> None:
     before = used(lambda: old(chat=lambda number: (f"user-{number}", f"message {number}")))
     one, four = used(lambda: run(chat(1))), used(lambda: run(chat(4)))
     figures.add(
-        f"Redis memory for a waiting message of the chat queue with its index of users, one message a user ({one:,.0f} and {before:,.0f} bytes; "
+        "Redis memory for a waiting message of the chat queue with its index of users, one message a user "
+        f"({one:,.0f} and {before:,.0f} bytes; "
         f"{four / before:.2f} x with four messages a user)",
         "1.25 x", f"{one / before:.2f} x", one / before <= 1.25,
     )  # fmt: skip
