@@ -2,7 +2,8 @@
 
 PYTHONPATH=tests python -m migrations_rate [--messages 1000000] [--users 10000] [--server embedded]
 
-Beside the rates by the clock stands what a message costs in processor time, of the server and this process together: it
+XADD is measured twice: of the messages, and of their ids alone, which is what the engine writes into a stream. Beside
+the rates by the clock stands what a message costs in processor time, of the server and this process together: it
 is nearly the same on a machine that has other work.
 """
 
@@ -12,13 +13,14 @@ import argparse
 import asyncio
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import redis as redis_py
 
 import servers
-from migrations.old_state import OldState
+from migrations.old_state import OldState, chat_fields
 from migrations.steps import silent
 from streams_queue import Queue
 from streams_queue_migrations import Applied, apply, applying, verifying
@@ -55,13 +57,13 @@ def _id(n: int) -> str:
     return f"00000000-0000-4000-8000-{n:012d}"
 
 
-def xadd_rate(client: redis_py.Redis, messages: int) -> tuple[float, float]:
-    """XADD: one connection, a thousand a round trip, the ids that the messages have."""
+def xadd_rate(client: redis_py.Redis, messages: int, fields: Callable[[int], dict[str, str]]) -> tuple[float, float]:
+    """XADD over one connection, a thousand a round trip."""
     cost = Cost(client)
     for first in range(0, messages, PIPELINE):
         pipeline = client.pipeline(transaction=False)
         for n in range(first, min(first + PIPELINE, messages)):
-            pipeline.xadd("rate", {"id": _id(n)})
+            pipeline.xadd("rate", fields(n))  # type: ignore[arg-type]  # dict is invariant
         pipeline.execute()
     done = cost.of(messages)
     client.unlink("rate")
@@ -95,15 +97,21 @@ def measured(server: servers.AnyServer, messages: int, users: int) -> None:
         for prefix in ("plain", "chat_api"):
             client.flushall()
             written(client, prefix, messages, users)
-            xadd = xadd_rate(client, messages)
-            alone, whole = asyncio.run(moved(client, server.url, prefix, messages))
-            print(
-                f"{prefix:<9} {messages:>9,} messages   XADD {xadd[0]:>9,.0f}/s, {xadd[1]:.1f} us   "
-                f"moved in {alone[0]:>9,.0f}/s = {alone[0] / xadd[0]:.2f} x, {alone[1]:.1f} us = "
-                f"{xadd[1] / alone[1]:.2f} x   with verification {whole[0]:>9,.0f}/s = {whole[0] / xadd[0]:.2f} x, "
-                f"{whole[1]:.1f} us",
-                flush=True,
+            ids = xadd_rate(client, messages, lambda n: {"id": _id(n)})
+            whole = xadd_rate(
+                client, messages, lambda n: {"id": _id(n), **chat_fields(f"user-{n % users}", f"message number {n}")}
             )
+            alone, verified = asyncio.run(moved(client, server.url, prefix, messages))
+            _say(f"{prefix}, {messages:,} messages of {users:,} users")
+            _say("  XADD of the messages", whole)
+            _say("  XADD of their ids", ids)
+            for what, cost in (("moved in", alone), ("with verification", verified)):
+                _say(f"  {what}", cost, f"{cost[0] / whole[0]:.2f} x and {cost[0] / ids[0]:.2f} x")
+
+
+def _say(what: str, cost: tuple[float, float] | None = None, ratios: str = "") -> None:
+    figures = f" {cost[0]:>9,.0f}/s {cost[1]:>6.1f} us   {ratios}" if cost else ""
+    print(f"{what:<24}{figures}".rstrip(), flush=True)
 
 
 def main() -> None:
