@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -38,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help=f"the server to test against (default: {servers.DEFAULT})",
     )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of the suite waits."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True)
