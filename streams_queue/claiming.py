@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import anyio
 
 from streams_queue import failpoints
+from streams_queue.answers import Claimed
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.model import Lease
-from streams_queue.transitions import Claimed, NotJoined, Transitions
+from streams_queue.transitions import NotJoined, Transitions
 
 logger = logging.getLogger(__name__)
 

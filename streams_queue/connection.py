@@ -156,11 +156,9 @@ class Connection:
         Raises:
             QueueUnavailable: no answer came.
         """
-        client = self.client
-        target = {"target_nodes": _owner(client, near)} if isinstance(client, RedisCluster) else {}
         with translated():
             try:
-                return await client.execute_command(command, *arguments, **target)
+                return await self._at_owner(near, command, *arguments)
             except exceptions.ResponseError:  # forbidden, renamed, or never there
                 return None
 
@@ -172,14 +170,17 @@ class Connection:
         Raises:
             QueueUnavailable: no answer came.
         """
-        client = self.client
-        target = {"target_nodes": _owner(client, near)} if isinstance(client, RedisCluster) else {}
         with translated():
             try:
-                await client.execute_command(command, *arguments, **target)
+                await self._at_owner(near, command, *arguments)
             except exceptions.ResponseError as error:
                 return str(error) if _is_denied(error) else None
         return None
+
+    async def _at_owner(self, near: str, command: str, *arguments: str) -> Any:
+        client = self.client
+        target = {"target_nodes": _owner(client, near)} if isinstance(client, RedisCluster) else {}
+        return await client.execute_command(command, *arguments, **target)
 
     async def drop(self, client: Redis | RedisCluster) -> None:
         """Close one client that `reader` gave."""

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from streams_queue import failpoints, redaction
+from streams_queue.answers import Delivery, Failure
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, Fields, decode_values
@@ -18,7 +19,7 @@ from streams_queue.errors import InvalidMessage, StreamsQueueError
 from streams_queue.model import Lease, Message, Payload, Status
 from streams_queue.observation import Result
 from streams_queue.queue import RESULT_LIMIT
-from streams_queue.transitions import Delivery, Failure, Transitions
+from streams_queue.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from streams_queue import failpoints
+from streams_queue.answers import Turn
 from streams_queue.errors import StreamsQueueError
 from streams_queue.execution import Policy
 from streams_queue.reconciliation import ADOPTED_TTL, Reconciliation
-from streams_queue.transitions import Transitions, Turn
+from streams_queue.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from streams_queue import tracing
+from streams_queue.answers import Enqueued, NewMessage
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, text
 from streams_queue.connection import Connection
@@ -28,7 +29,7 @@ from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import REREAD, Event, Listener
 from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
 from streams_queue.settings import Settings
-from streams_queue.transitions import Enqueued, NewMessage, Transitions
+from streams_queue.transitions import Transitions
 
 RESULT_LIMIT = 64 << 10
 """Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""

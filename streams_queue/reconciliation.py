@@ -2,8 +2,9 @@
 
 import asyncio
 
+from streams_queue.answers import Reconciled
 from streams_queue.execution import Policy
-from streams_queue.transitions import Reconciled, Transitions
+from streams_queue.transitions import Transitions
 
 FULL_PASS = 60.0
 """Seconds between two full passes over main, when nothing hints at a difference before."""

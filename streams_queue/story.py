@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 
+from streams_queue.answers import Examined, Page
 from streams_queue.codec import number, text
 from streams_queue.queue import Queue
 from streams_queue.shown import data_of, error_of, result_of
-from streams_queue.transitions import Examined, Page
 
 Story = dict[str, Any]
 

@@ -12,9 +12,10 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+from streams_queue.answers import NewMessage
 from streams_queue.codec import text
 from streams_queue.observation import Run
-from streams_queue.transitions import GROUP, NewMessage
+from streams_queue.transitions import GROUP
 
 try:
     from opentelemetry import context as _context

@@ -8,17 +8,36 @@ import math
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from redis import exceptions
 
 from streams_queue import scripts
-from streams_queue.codec import STATUSES, Fields, fields_of, number
+from streams_queue.answers import (
+    Claimed,
+    Enqueued,
+    Examined,
+    Failure,
+    Held,
+    NewMessage,
+    Oldest,
+    Page,
+    Place,
+    Reconciled,
+    Swept,
+    Turn,
+    Upkeep,
+    Working,
+    claimed_of,
+    examined_of,
+    id_of,
+    status_of,
+)
+from streams_queue.codec import Fields, fields_of, number
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
-from streams_queue.model import Lease, Priority, Stats, Status
+from streams_queue.model import Lease, Stats, Status
 
 SCHEMA = 1
 """The version of the layout in Redis. An engine refuses a queue that a newer one wrote."""
@@ -42,146 +61,6 @@ _Argument = str | bytes | int | float
 
 class NotJoined(QueueUnavailable):
     """The queue has no consumer groups or no lease: never joined, or its keys are gone. Join it (again)."""
-
-
-class NewMessage(NamedTuple):
-    """What `enqueue` writes: `fields` is the flat list of names and values, `slot` the dedup key or None, `listener`
-    the channel on which the message's transitions are told, if any.
-    """
-
-    id: str
-    priority: Priority
-    delay: float
-    ttl: float | None
-    slot: str | None
-    fields: Sequence[bytes]
-    listener: str = ""
-
-
-class Enqueued(NamedTuple):
-    """What `enqueue` answers: the id that stands in Redis now, its status, and whether it was there before."""
-
-    id: str
-    status: Status
-    duplicate: bool
-
-
-class Delivery(NamedTuple):
-    """A message handed to a consumer: its lease and its hash."""
-
-    lease: Lease
-    fields: Fields
-
-
-class Claimed(NamedTuple):
-    """What `claim` and `adopt` answer. `looked_at` counts entries, those included that were not for running.
-
-    `suspects_wait`: there are messages that may have killed a worker, for a consumer that holds nothing else.
-    """
-
-    paused: bool
-    suspects_wait: bool
-    looked_at: int
-    deliveries: list[Delivery]
-
-
-class Failure(NamedTuple):
-    """A delivery that failed: seconds until the next attempt, the reason's class and the error's text."""
-
-    lease: Lease
-    delay: float
-    reason: str
-    error: str
-
-
-class Turn(IntEnum):
-    """Whose turn it is to look after the queue."""
-
-    ANOTHERS = 0
-    BEGINS = 1
-    GOES_ON = 2
-
-
-class Swept(NamedTuple):
-    """What one `sweep` did, and whether its two looks at what is pending got to their ends."""
-
-    more_dead: bool
-    more_unlocked: bool
-    recovered: int
-    dead: int
-
-
-class Reconciled(NamedTuple):
-    """What one `reconcile` did. `difference`: ids in main less entries in the streams, zero in a quiet queue."""
-
-    cursor: str
-    adopted: int
-    expired: int
-    difference: int
-
-
-class Upkeep(NamedTuple):
-    """What one `upkeep` did. `waiting`: messages that no blocking read brings are to be claimed; `pending`: somebody
-    holds messages, or they were handed back. Of the rest nothing was done where it is another's turn.
-    """
-
-    turn: Turn
-    waiting: bool
-    pending: bool
-    more_due: bool
-    promoted: int
-    newest: Reconciled
-
-
-class Place(NamedTuple):
-    """An id in a sorted set, and its score."""
-
-    id: str
-    score: float
-
-
-class Page(NamedTuple):
-    """Some places of a sorted set, one after the other, and the server's time."""
-
-    now: float
-    places: list[Place]
-
-
-class Oldest(NamedTuple):
-    """The server's time, and since when the message waits that has stood in line for the longest, if one waits."""
-
-    now: float
-    since: float | None
-
-
-class Held(NamedTuple):
-    """A message that a worker holds, and the number of this delivery."""
-
-    id: str
-    delivery: int
-
-
-class Working(NamedTuple):
-    """A worker: its name, seconds since its last sign of life, how many messages it holds, and some of them."""
-
-    name: str
-    idle: float
-    pending: int
-    held: list[Held]
-
-
-class Examined(NamedTuple):
-    """All that is known of a message. A TTL is None where there is none, or no key."""
-
-    now: float
-    fields: Fields
-    ttl: float | None
-    lock: str
-    lock_ttl: float | None
-    marker: bytes
-    marker_ttl: float | None
-    scores: dict[str, float]
-    """Its score in each of ``main``, ``retry``, ``scheduled``, ``dlq`` and ``lost`` that holds it."""
 
 
 def batches(items: Iterable[Item], size: int = BATCH) -> Iterable[list[Item]]:
@@ -227,7 +106,7 @@ class Transitions:
             fields = [message.fields for message in batch]
             reply = await self._run(scripts.ENQUEUE, head, rows, keys, fields, replicas=replicas)
             written, confirmed = reply if replicas else (reply, 0)
-            answers += [(Enqueued(_id(row[0]), _status(row[1]), len(row) > 2), confirmed) for row in written]
+            answers += [(Enqueued(id_of(row[0]), status_of(row[1]), len(row) > 2), confirmed) for row in written]
         return answers
 
     async def promote(self) -> tuple[bool, int]:
@@ -295,11 +174,11 @@ class Transitions:
                 renew.
         """
         head = (consumer, _milliseconds(lock), min(max_messages, BATCH), _CLAIM_BYTES, int(alone))
-        return _claimed(await self._run(scripts.CLAIM, head))
+        return claimed_of(await self._run(scripts.CLAIM, head))
 
     async def adopt(self, consumer: str, entries: Sequence[str], max_messages: int) -> Claimed:
         """Take the entries that a blocking read delivered; what is over `max_messages` is handed back."""
-        return _claimed(await self._run(scripts.ADOPT, (consumer, max_messages), [(entry,) for entry in entries]))
+        return claimed_of(await self._run(scripts.ADOPT, (consumer, max_messages), [(entry,) for entry in entries]))
 
     async def wait(self, reader: Any, consumer: str, block: float) -> list[str]:
         """Wait up to `block` seconds for new entries, on a connection of its own; they must be adopted.
@@ -431,12 +310,12 @@ class Transitions:
             replies += await self._run(
                 scripts.WATCH, (channel,), [(id,) for id in batch], self._keys_of(scripts.WATCH, batch)
             )
-        return [(_status(reply[0]), reply[1]) if reply else None for reply in replies]
+        return [(status_of(reply[0]), reply[1]) if reply else None for reply in replies]
 
     async def first_of_user(self, user_id: str) -> str | None:
         """The id of a user's first message in main. O(log n), and the user's own messages."""
         found = await self._run(scripts.FIRST_OF_USER, (), (), [self.keys.user(user_id)])
-        return None if found is None else _id(found)
+        return None if found is None else id_of(found)
 
     async def lock(self, key: str, owner: str, ttl: float, *, shared: bool = False) -> bool:
         """Take a lock for `ttl` seconds; a shared one also when this owner's name holds it already."""
@@ -462,14 +341,14 @@ class Transitions:
             replies += await self._run(
                 scripts.EXAMINE, (), [(id,) for id in batch], self._keys_of(scripts.EXAMINE, batch)
             )
-        return [_examined(reply) for reply in replies]
+        return [examined_of(reply) for reply in replies]
 
     async def page(self, set: Literal["main", "dlq"], after: Place, count: int, *, newest_first: bool = False) -> Page:
         """The places of main or of the dead letters that follow a place, which need not be taken. O(log² n + count)."""
         head = (set, repr(after.score), after.id, int(newest_first), count)
         now, flat = await self._run(scripts.PAGE, head)
         found = iter(flat)
-        return Page(float(now), [Place(_id(id), float(score)) for id, score in zip(found, found, strict=True)])
+        return Page(float(now), [Place(id_of(id), float(score)) for id, score in zip(found, found, strict=True)])
 
     async def walk(
         self,
@@ -518,7 +397,7 @@ class Transitions:
         consumers, messages = await self._run(scripts.WORKERS, (limit,))
         held: dict[bytes, list[Held]] = {name: [] for name, _, _ in consumers}
         for name, id, delivery in messages:
-            held[name].append(Held(_id(id), int(number(delivery or None))))
+            held[name].append(Held(id_of(id), int(number(delivery or None))))
         return [
             Working(name.decode(errors="replace"), idle / 1000, pending, held[name])
             for name, idle, pending in consumers
@@ -531,7 +410,7 @@ class Transitions:
         O(log n + limit).
         """
         indexed, ids = await self._run(scripts.OF_USER, (limit, first), (), [self.keys.user(user_id)])
-        return [_id(id) for id in ids] if indexed else None
+        return [id_of(id) for id in ids] if indexed else None
 
     async def amend(self, id: str, died: float, fields: Sequence[bytes], removed: Sequence[bytes]) -> str:
         """Write fields of a dead letter's hash and remove others: ``amended``, ``missing``, or ``changed`` where its
@@ -558,7 +437,7 @@ class Transitions:
         """Ids of dead letters, the newest first. O(log n + count)."""
         with self._translated():
             ids = await self.connection.client.execute_command("ZREVRANGE", self.keys.dlq, start, start + count - 1)
-        return [_id(id) for id in ids]
+        return [id_of(id) for id in ids]
 
     async def tell(self, channels: Iterable[str], event: bytes) -> None:
         """Tell listeners something that is no transition."""
@@ -683,37 +562,6 @@ def _milliseconds(duration: float | None) -> int | str:
 
 def _row(lease: Lease) -> tuple[str, str, str]:
     return (lease.id, lease.entry, lease.delivery)
-
-
-def _id(raw: bytes) -> str:
-    """An id, also one that some other program wrote in no encoding at all: the client sends it back as it came."""
-    return raw.decode(errors="surrogateescape")
-
-
-def _claimed(reply: Any) -> Claimed:
-    paused, suspects_wait, looked_at, rows = reply
-    deliveries = [
-        Delivery(Lease(_id(id), entry.decode(), number.decode()), fields_of(flat)) for id, entry, number, flat in rows
-    ]
-    return Claimed(bool(paused), bool(suspects_wait), looked_at, deliveries)
-
-
-def _examined(reply: list[Any]) -> Examined:
-    now, flat, ttl, lock, lock_ttl, marker, marker_ttl, scores = reply
-    places = zip(("main", "retry", "scheduled", "dlq", "lost"), scores, strict=True)
-    return Examined(
-        now=float(now), fields=fields_of(flat), ttl=_left(ttl), lock=lock.decode(errors="replace"),
-        lock_ttl=_left(lock_ttl), marker=marker, marker_ttl=_left(marker_ttl),
-        scores={name: float(score) for name, score in places if score},
-    )  # fmt: skip
-
-
-def _left(ttl: int) -> float | None:
-    return float(ttl) if ttl >= 0 else None
-
-
-def _status(raw: bytes) -> Status:
-    return STATUSES.get(raw, Status.QUEUED)  # or an outsider's word for it
 
 
 def _by_size(messages: Sequence[NewMessage]) -> Iterable[list[NewMessage]]:

@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 
 from streams_queue import failpoints
+from streams_queue.answers import Claimed
 from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.execution import (
@@ -38,7 +39,6 @@ from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation, Run
 from streams_queue.queue import Queue
 from streams_queue.tracing import HandlerSpans
-from streams_queue.transitions import Claimed
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from streams_queue import QueueUnavailable, Reject, Retry, Status
+from streams_queue.answers import Delivery, Failure
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec
@@ -28,7 +29,6 @@ from streams_queue.execution import (
     is_suspect,
 )
 from streams_queue.model import Lease
-from streams_queue.transitions import Delivery, Failure
 
 POLICY = Policy(
     max_retries=3,

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from streams_queue import tracing
+from streams_queue.answers import Delivery, Enqueued, NewMessage
 from streams_queue.batching import Batcher
 from streams_queue.codec import Fields
 from streams_queue.execution import Policy
@@ -13,7 +14,7 @@ from streams_queue.listener import Event
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import FINAL
 from streams_queue.queue import Queue
-from streams_queue.transitions import Delivery, Enqueued, NewMessage, Transitions
+from streams_queue.transitions import Transitions
 from streams_queue.worker import consumer_name
 
 TOLD_WITHIN = 5.0

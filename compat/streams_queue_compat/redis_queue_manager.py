@@ -12,6 +12,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 import msgspec
 
+from streams_queue.answers import Failure, NewMessage
 from streams_queue.backoff import retry_delay
 from streams_queue.codec import Codec, decode_values, encode_values, number
 from streams_queue.errors import ConfigurationError, InvalidMessage, StreamsQueueError
@@ -20,7 +21,6 @@ from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
 from streams_queue.model import Lease, Message, Status
 from streams_queue.redaction import scrubbed
-from streams_queue.transitions import Failure, NewMessage
 from streams_queue.worker import Worker
 from streams_queue_compat.engine import Engine
 from streams_queue_compat.logs import log_attempt, log_error

@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from streams_queue.answers import Examined
 from streams_queue.codec import Fields
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.editing import amend, check_depth, restored
@@ -35,7 +36,6 @@ from streams_queue.letters import (
 )
 from streams_queue.redaction import printable
 from streams_queue.shown import data_of, for_json
-from streams_queue.transitions import Examined
 
 MOST = 10_000
 """Dead letters that one change takes, and that are looked at for it. For more, it is asked for again."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from streams_queue.answers import Page, Place, Working
 from streams_queue.codec import text
 from streams_queue.dashboard.problems import bad
 from streams_queue.durations import seconds_of
@@ -13,7 +14,6 @@ from streams_queue.keys import valid_id
 from streams_queue.letters import AnyQueue, Reason, Record, Wanted, read_letters, server_time
 from streams_queue.shown import BODIES
 from streams_queue.story import read_line
-from streams_queue.transitions import Page, Place, Working
 
 LETTERS = 50
 """Messages on a page."""

@@ -15,7 +15,7 @@ from chaos.scenario import fault
 from chaos.verdict import SECRET
 from helpers import until
 from streams_queue import Expired, HandlerFailed, InvalidMessage, Queue
-from streams_queue.transitions import Enqueued
+from streams_queue.answers import Enqueued
 
 
 @fault("7", "enqueue cancelled after 0 to 5 ms")

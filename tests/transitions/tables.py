@@ -14,10 +14,11 @@ from typing import Any
 
 import redis.asyncio as redis_asyncio
 
+from streams_queue.answers import Claimed, Enqueued, Failure, NewMessage, Upkeep
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.model import Lease, Priority
-from streams_queue.transitions import GROUP, Claimed, Enqueued, Failure, NewMessage, Transitions, Upkeep
+from streams_queue.transitions import GROUP, Transitions
 
 Table = dict[str, Any]
 

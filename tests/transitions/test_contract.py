@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from streams_queue import scripts, transitions
+from streams_queue.answers import Failure
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.model import TRANSITIONS, Lease
 from streams_queue.scripts import SCRIPTS, Script
 from streams_queue.settings import Settings
-from streams_queue.transitions import Failure, Transitions
+from streams_queue.transitions import Transitions
 from streams_queue_migrations import door
 from transitions.tables import Queue, new
 

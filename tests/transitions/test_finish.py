@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams_queue.transitions import Failure
+from streams_queue.answers import Failure
 from transitions.tables import (
     DEAD_LETTER_TTL,
     DEDUP_EXPIRY,

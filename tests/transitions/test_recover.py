@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from streams_queue.answers import Turn
 from streams_queue.errors import ConfigurationError
-from streams_queue.transitions import GROUP, Turn
+from streams_queue.transitions import GROUP
 from transitions.tables import (
     DEAD_LETTER_TTL,
     DEDUP_EXPIRY,

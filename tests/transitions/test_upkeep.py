@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from streams_queue.transitions import Turn
+from streams_queue.answers import Turn
 from transitions.tables import Queue
 
 

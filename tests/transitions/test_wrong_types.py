@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from streams_queue.answers import Failure
 from streams_queue.errors import ConfigurationError
 from streams_queue.model import Lease
-from streams_queue.transitions import Failure
 from transitions.tables import Queue
 
 Call = Callable[[Queue, Lease], Awaitable[Any]]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from streams_queue import scripts
+from streams_queue.answers import Failure, NewMessage, Place
 from streams_queue.cli.doctor.check import Check, Verdict
 from streams_queue.cli.doctor.commands import commands_in
 from streams_queue.cli.doctor.roles import READS, SCRIPTS_OF, Role, commands_of
@@ -15,7 +16,7 @@ from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys
 from streams_queue.model import Lease
 from streams_queue.scripts import Script
-from streams_queue.transitions import Failure, NewMessage, NotJoined, Place
+from streams_queue.transitions import NotJoined
 from streams_queue_migrations import door
 from streams_queue_migrations.door import NO_ENTRIES, START, Door
 

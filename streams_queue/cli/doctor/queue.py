@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import anyio
 
+from streams_queue.answers import Working
 from streams_queue.cli.doctor.check import Check, Verdict
 from streams_queue.durations import spelt
 from streams_queue.inspection import size
 from streams_queue.model import Stats
 from streams_queue.queue import Queue
-from streams_queue.transitions import Working
 from streams_queue_migrations import verify
 from streams_queue_migrations.door import Door
 from streams_queue_migrations.verifying import PATIENCE
