@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[Message[Payload]], Awaitable[Any]]
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 NOT_WRITTEN = ("stale", "gone")
 """What a finishing transition answers to somebody who has lost the message, or whose message was taken out."""
@@ -172,47 +174,22 @@ def _persistent(
     return send_until_answered
 
 
-class Execution(Generic[Payload]):
-    """A delivery that a handler works on now, in a task of its own. `current` finds it from inside the handler."""
+class HandlerTask:
+    """The task that a handler runs in, and the reasons for which it is cancelled."""
 
-    message: Message[Payload]
-    """Once it is decoded."""
-
-    def __init__(self, delivery: Delivery, settlement: Settlement, policy: Policy) -> None:
-        self.lease, self.fields = delivery
+    def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         """Where it is to be finished, whichever loop the handler may run in another thread."""
         self.interrupted = False
         """The worker wants the handler to end: what it did not do by then is for another run."""
         self.too_slow = False
-        self.lost = False
-        """Another worker may have the message: nothing is written any more."""
-        self.settled: str | None = None
-        """The answer to the one finishing transition, once there was one."""
-        self._settlement = settlement
-        self._policy = policy
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def prefix(self) -> str:
-        """Of the queue that the message is in: another may have one with the same id."""
-        return self._settlement.prefix
 
     @property
     def runs(self) -> bool:
         """Whether its handler is at work."""
         return self._task is not None
-
-    def decode(self, codec: Codec[Payload]) -> "Rejected | None":
-        """Read the message; the outcome, where its payload cannot be decoded."""
-        try:
-            self.message = codec.decode(self.lease.id, self.fields)
-        except InvalidMessage as error:
-            words = _shortened(scrubbed(str(error), self.fields))
-            logger.warning("message %s cannot be decoded: %s", self.lease.id, words)
-            return Rejected("undecodable", words)
-        return None
 
     def begin(self) -> asyncio.Task[Any]:
         """From here on the calling task, which it gives, can be interrupted."""
@@ -246,6 +223,38 @@ class Execution(Generic[Payload]):
             self._timer.cancel()
         self._timer = self.loop.call_later(CANCELLED_AGAIN_AFTER, self._cancel)
         self._task.cancel()
+
+
+class Execution(HandlerTask, Generic[Payload]):
+    """A delivery that a handler works on now, in a task of its own. `current` finds it from inside the handler."""
+
+    message: Message[Payload]
+    """Once it is decoded."""
+
+    def __init__(self, delivery: Delivery, settlement: Settlement, policy: Policy) -> None:
+        super().__init__()
+        self.lease, self.fields = delivery
+        self.lost = False
+        """Another worker may have the message: nothing is written any more."""
+        self.settled: str | None = None
+        """The answer to the one finishing transition, once there was one."""
+        self._settlement = settlement
+        self._policy = policy
+
+    @property
+    def prefix(self) -> str:
+        """Of the queue that the message is in: another may have one with the same id."""
+        return self._settlement.prefix
+
+    def decode(self, codec: Codec[Payload]) -> "Rejected | None":
+        """Read the message; the outcome, where its payload cannot be decoded."""
+        try:
+            self.message = codec.decode(self.lease.id, self.fields)
+        except InvalidMessage as error:
+            words = _shortened(scrubbed(str(error), self.fields))
+            logger.warning("message %s cannot be decoded: %s", self.lease.id, words)
+            return Rejected("undecodable", words)
+        return None
 
     async def settle(self, outcome: Outcome) -> bool:
         """Finish the message; False when it is finished already, or lost."""
@@ -294,19 +303,19 @@ class Deadlines:
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._due: dict[Execution[Any], float] = {}
+        self._due: dict[HandlerTask, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, execution: Execution[Any]) -> None:
+    def begin(self, handler_task: HandlerTask) -> None:
         """Its handler begins now."""
         due = self._loop.time() + self.timeout
-        self._due[execution] = due
+        self._due[handler_task] = due
         if self._timer is None:
             self._timer = self._loop.call_at(due, self._look)
 
-    def end(self, execution: Execution[Any]) -> None:
+    def end(self, handler_task: HandlerTask) -> None:
         """Its handler has ended."""
-        self._due.pop(execution, None)
+        self._due.pop(handler_task, None)
 
     def close(self) -> None:
         """Nobody is late any more."""
@@ -316,12 +325,12 @@ class Deadlines:
     def _look(self) -> None:
         self._timer = None
         while self._due:
-            execution, due = next(iter(self._due.items()))
+            handler_task, due = next(iter(self._due.items()))
             if due > self._loop.time():
                 self._timer = self._loop.call_at(due, self._look)
                 return
-            del self._due[execution]
-            execution.time_out()
+            del self._due[handler_task]
+            handler_task.time_out()
 
 
 def is_suspect(delivery: Delivery) -> bool:
@@ -332,30 +341,58 @@ def is_suspect(delivery: Delivery) -> bool:
 async def handle(
     execution: Execution[Payload], handler: Handler[Payload], deadlines: Deadlines, ending: Callable[[], bool]
 ) -> Outcome:
-    """Run the handler and name its outcome.
-
-    The cancellation of an interrupted handler goes through, and so does that of a loop that is `ending`. One that the
-    handler asked for itself is its failure, and ends with it.
-    """
-    failpoints.hit("before_handler")
+    """Run the handler and name its outcome."""
     token = current.set(execution)
-    task = execution.begin()
-    deadlines.begin(execution)
     try:
-        return Completed(encoded_result(execution.message.id, await handler(execution.message)))
+        value = await supervised(execution, handler, execution.message, deadlines, ending)
+        return Completed(encoded_result(execution.message.id, value))
     except asyncio.CancelledError:
-        if execution.interrupted or ending():
-            raise
-        if execution.too_slow:
-            return Failed(execution.next_delay(), "timeout", f"the handler took longer than {deadlines.timeout:g} s")
-        return Failed(execution.next_delay(), "error", "the handler raised CancelledError")
+        raise
     except BaseException as error:  # noqa: BLE001
         # SystemExit and KeyboardInterrupt too: one message must not end a worker that holds others.
         return failure(execution, error)
     finally:
-        deadlines.end(execution)
-        execution.end()
         current.reset(token)
+
+
+class Ended(Exception):  # a handler's end, not an error
+    """What `supervised` raises for a handler that took too long, or that cancelled itself."""
+
+    def __init__(self, reason: str, words: str) -> None:
+        super().__init__(words)
+        self.reason = reason
+
+
+async def supervised(
+    handler_task: HandlerTask,
+    handler: Callable[[Item], Awaitable[Answer]],
+    given: Item,
+    deadlines: Deadlines,
+    ending: Callable[[], bool],
+) -> Answer:
+    """What the handler returns.
+
+    The cancellation of an interrupted handler goes through, and so does that of a loop that is `ending`. One that the
+    handler asked for itself is its failure, and ends with it.
+
+    Raises:
+        Ended: it took too long, or raised CancelledError itself.
+        whatever the handler raises.
+    """
+    failpoints.hit("before_handler")
+    task = handler_task.begin()
+    deadlines.begin(handler_task)
+    try:
+        return await handler(given)
+    except asyncio.CancelledError:
+        if handler_task.interrupted or ending():
+            raise
+        if handler_task.too_slow:
+            raise Ended("timeout", f"the handler took longer than {deadlines.timeout:g} s") from None
+        raise Ended("error", "the handler raised CancelledError") from None
+    finally:
+        deadlines.end(handler_task)
+        handler_task.end()
         if task.cancelling() and not ending():
             await _forget_cancellation(task)
 
@@ -370,20 +407,37 @@ async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
 
 def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejected:
     """The outcome of a handler that raised this; logs what is no instruction, secrets left out."""
-    if isinstance(error, Retry):
-        delay = execution.next_delay() if error.delay is None else min(LONGEST, max(0.0, error.delay))
-        return Failed(delay, "error", str(error))
-    if isinstance(error, Reject):
-        return Rejected("rejected", _shortened(scrubbed(_text_of(error), execution.fields)))
-    trace = scrubbed("".join(traceback.format_exception(error)), execution.fields)
+    scrub = partial(scrubbed, fields=execution.fields)
+    message = execution.message
+    log_failure(f"message {message.id} failed in attempt {message.attempts}", error, scrub)
+    return failed_outcome(execution, error, scrub)
+
+
+def failed_outcome(execution: Execution[Any], error: BaseException, scrub: Callable[[str], str]) -> Failed | Rejected:
+    """What this error means for the message. `scrub` takes the secrets out of a text."""
+    match error:
+        case Retry(delay=delay):
+            delay = execution.next_delay() if delay is None else min(LONGEST, max(0.0, delay))
+            return Failed(delay, "error", str(error))
+        case Reject():
+            return Rejected("rejected", _shortened(scrub(_text_of(error))))
+        case Ended(reason=reason):
+            return Failed(execution.next_delay(), reason, str(error))
+    return Failed(execution.next_delay(), "error", _shortened(scrub(_described(error))))
+
+
+def log_failure(what: str, error: BaseException, scrub: Callable[[str], str]) -> None:
+    """Say what failed, with the traceback; nothing of instructions, nor of a handler that was ended."""
+    if isinstance(error, (Retry, Reject, Ended)):
+        return
+    trace = scrub("".join(traceback.format_exception(error)))
     shown = "\n".join(f"    {redaction.printable(line)}" for line in trace.splitlines())  # no text can pose as a record
-    logger.warning("message %s failed in attempt %d\n%s", execution.message.id, execution.message.attempts, shown)
-    return Failed(execution.next_delay(), "error", _shortened(scrubbed(_described(error), execution.fields)))
+    logger.warning("%s\n%s", what, shown)
 
 
 def end_of(execution: Execution[Any], outcome: Outcome | None) -> tuple[Result, str, str]:
     """How a run ended, why, and its error's text; without an outcome it was interrupted."""
-    if execution.settled is None and isinstance(outcome, Completed):
+    if execution.settled is None and not execution.lost and isinstance(outcome, Completed):
         return "completed", "", ""
     if execution.lost or execution.settled in NOT_WRITTEN:
         return "lost", "", ""

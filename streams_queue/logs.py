@@ -7,6 +7,7 @@ has thousands of them a second; an end of any other kind is INFO.
 import json
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from streams_queue.observation import Run
@@ -33,14 +34,20 @@ class MessageLog:
         """Whether any of its lines would be written."""
         return logger.isEnabledFor(logging.INFO)
 
-    def started(self, run: Run) -> None:
-        """A line at DEBUG."""
-        if logger.isEnabledFor(logging.DEBUG):
+    def started(self, runs: Sequence[Run]) -> None:
+        """A line at DEBUG for each."""
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        for run in runs:
             facts = self._facts(run, "started")
             self._write(logging.DEBUG, "message %(id)s started: attempt %(attempt)d, waited %(wait).3f s", facts)
 
-    def ended(self, run: Run, kept: None) -> None:  # noqa: ARG002
-        """A line at DEBUG where the message is completed, at INFO otherwise."""
+    def ended(self, runs: Sequence[Run], kept: None) -> None:  # noqa: ARG002
+        """A line for each, at DEBUG where the message is completed, at INFO otherwise."""
+        for run in runs:
+            self._write_end(run)
+
+    def _write_end(self, run: Run) -> None:
         level = logging.DEBUG if run.result == "completed" else logging.INFO
         if not logger.isEnabledFor(level):
             return

@@ -206,11 +206,16 @@ class _Tally:
     def wants(self) -> bool:
         return True
 
-    def started(self, run: Run) -> None:
-        self.begun += 1
-        self._wait.add(run.wait)
+    def started(self, runs: Sequence[Run]) -> None:
+        self.begun += len(runs)
+        for run in runs:
+            self._wait.add(run.wait)
 
-    def ended(self, run: Run, kept: None) -> None:  # noqa: ARG002
+    def ended(self, runs: Sequence[Run], kept: None) -> None:  # noqa: ARG002
+        for run in runs:
+            self._count_end(run)
+
+    def _count_end(self, run: Run) -> None:
         self._run.add(run.took)
         if run.reason:
             self.failures[run.reason] += 1

@@ -5,6 +5,7 @@ Nobody listens unless asked to, and then a message costs one look at an empty tu
 
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from streams_queue.codec import Fields
@@ -18,14 +19,13 @@ worker may have the message, or somebody took it out; the worker stops, and the 
 
 
 class Run:
-    """One run of a handler that somebody wants to know of. Times in seconds.
+    """One message's run that somebody wants to know of. Times in seconds.
 
     Every message makes one, so what not everybody looks at is worked out when it is asked for.
     """
 
     __slots__ = (
-        "_behind", "_kept", "_lease", "_observers", "_started_at", "began", "error", "fields", "message", "queue",
-        "reason", "result", "took",
+        "_behind", "_lease", "_started_at", "error", "fields", "message", "queue", "reason", "result", "took",
     )  # fmt: skip
 
     def __init__(
@@ -44,19 +44,10 @@ class Run:
         """The class of what went wrong, as a dead letter has it; empty where nothing did."""
         self.error = ""
         self.took = 0.0
-        """From the handler's beginning to its end, once it has ended."""
+        """From the handler's beginning to its end, once it has ended; a batch's is that of each of its messages."""
         self._lease = lease
-        self._observers = observation.listening
         self._behind = observation.clock_behind
         self._started_at = time.time() + self._behind
-        self._kept: list[Any] = []
-        for observer in self._observers:
-            try:
-                self._kept.append(observer.started(self))
-            except Exception:  # whatever it is, it must not touch the message
-                logger.exception("an observer of messages failed")
-                self._kept.append(None)
-        self.began = time.perf_counter()
 
     @property
     def wait(self) -> float:
@@ -73,29 +64,50 @@ class Run:
         """From the message's enqueue until now."""
         return max(0.0, time.time() + self._behind - self.message.enqueued_at)
 
-    def end(self, result: Result, reason: str, error: str) -> None:
-        """The handler has ended so."""
-        self.took = time.perf_counter() - self.began
-        self.result, self.reason, self.error = result, reason, error
+
+class Watch:
+    """One run of a handler that somebody looks at: of a message, or of a batch."""
+
+    __slots__ = ("_began", "_kept", "_observers", "_runs")
+
+    def __init__(self, observation: "Observation", runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._observers = observation.listening
+        self._kept: list[Any] = []
+        for observer in self._observers:
+            try:
+                self._kept.append(observer.started(runs))
+            except Exception:  # whatever it is, it must not touch the messages
+                logger.exception("an observer of messages failed")
+                self._kept.append(None)
+        self._began = time.perf_counter()
+
+    def end(self, ends: Iterable[tuple[Result, str, str]]) -> None:
+        """The handler has ended, with this result, reason and error for each of the messages."""
+        took = time.perf_counter() - self._began
+        for run, (result, reason, error) in zip(self._runs, ends, strict=True):
+            run.took, run.result, run.reason, run.error = took, result, reason, error
         for observer, kept in zip(reversed(self._observers), reversed(self._kept), strict=True):
             try:
-                observer.ended(self, kept)
+                observer.ended(self._runs, kept)
             except Exception:
                 logger.exception("an observer of messages failed")
 
 
 class Observer(Protocol):
-    """Somebody who wants to know. Both are called in the handler's own task, `ended` after all that the handler did."""
+    """Somebody who wants to know. `started` and `ended` are called in the handler's own task, `ended` after all that
+    the handler did; with one run, or with those of a batch.
+    """
 
     def wants(self) -> bool:
         """Whether it wants to know of the messages claimed next; asked once a batch."""
         ...
 
-    def started(self, run: Run) -> Any:
+    def started(self, runs: Sequence[Run]) -> Any:
         """A handler begins; what is returned here is given to `ended`."""
         ...
 
-    def ended(self, run: Run, kept: Any) -> None:
+    def ended(self, runs: Sequence[Run], kept: Any) -> None:
         """The handler has ended."""
         ...
 

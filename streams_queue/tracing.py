@@ -4,10 +4,11 @@ Nothing is traced, and nothing is paid for it, unless opentelemetry-api is insta
 tracer provider. Claims, polling and renewals have no spans.
 
 A message carries the W3C ``traceparent`` of its sender in its hash, and behind a blank the ``tracestate`` where there
-is one. The span of its handler is a child of the sender's, and linked to it as the conventions for messaging ask.
+is one. The span of its handler is a child of the sender's, and linked to it as the conventions for messaging ask; that
+of a batch is linked to all its senders.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -83,33 +84,57 @@ class HandlerSpans:
         """Whether spans would go anywhere."""
         return is_on()
 
-    def started(self, run: Run) -> Any:
+    def started(self, runs: Sequence[Run]) -> Any:
         """Begin a span, and make it the current one of the handler's task."""
-        sender = _sender_of(run)
-        linked = [_trace.Link(_trace.get_current_span(sender).get_span_context())] if sender else []
-        attributes = _attributes("process", run.queue) | {
-            "messaging.message.id": run.message.id,
-            "messaging.consumer.group.name": GROUP,
-            "streams_queue.attempt": run.message.attempts,
-            "streams_queue.wait": run.wait,
-        }
-        span = _tracer().start_span(
-            f"process {run.queue}", context=sender or _context.Context(), kind=_trace.SpanKind.CONSUMER,
-            attributes=attributes, links=linked,
-        )  # fmt: skip
+        span = _begun(runs[0]) if len(runs) == 1 else _begun_together(runs)
         return span, _context.attach(_trace.set_span_in_context(span))
 
-    def ended(self, run: Run, kept: Any) -> None:
-        """End the span; its status is an error where the handler failed."""
+    def ended(self, runs: Sequence[Run], kept: Any) -> None:
+        """End the span; its status is an error where a message failed."""
         if kept is None:
             return
         span, token = kept
         _context.detach(token)
-        span.set_attribute("streams_queue.result", run.result)
-        if run.reason:
-            span.set_attribute("error.type", run.reason)
-            span.set_status(_trace.Status(_trace.StatusCode.ERROR, run.error))
+        if len(runs) == 1:
+            span.set_attribute("streams_queue.result", runs[0].result)
+        else:
+            span.set_attribute("streams_queue.completed", sum(run.result == "completed" for run in runs))
+        if failed := next((run for run in runs if run.reason), None):
+            span.set_attribute("error.type", failed.reason)
+            span.set_status(_trace.Status(_trace.StatusCode.ERROR, failed.error))
         span.end()
+
+
+def _begun(run: Run) -> Any:
+    """A span of one message: its sender's child."""
+    sender = _sender_of(run)
+    attributes = _attributes("process", run.queue) | {
+        "messaging.message.id": run.message.id,
+        "messaging.consumer.group.name": GROUP,
+        "streams_queue.attempt": run.message.attempts,
+        "streams_queue.wait": run.wait,
+    }
+    return _tracer().start_span(
+        f"process {run.queue}", context=sender or _context.Context(), kind=_trace.SpanKind.CONSUMER,
+        attributes=attributes, links=_links_to([sender]),
+    )  # fmt: skip
+
+
+def _begun_together(runs: Sequence[Run]) -> Any:
+    """A span of a batch, which begins a trace of its own: its messages have as many senders."""
+    queue = runs[0].queue
+    attributes = _attributes("process", queue) | {
+        "messaging.batch.message_count": len(runs),
+        "messaging.consumer.group.name": GROUP,
+    }
+    return _tracer().start_span(
+        f"process {queue}", context=_context.Context(), kind=_trace.SpanKind.CONSUMER,
+        attributes=attributes, links=_links_to(map(_sender_of, runs)),
+    )  # fmt: skip
+
+
+def _links_to(senders: Iterable[Any]) -> list[Any]:
+    return [_trace.Link(_trace.get_current_span(sender).get_span_context()) for sender in senders if sender]
 
 
 def _sender_of(run: Run) -> Any:

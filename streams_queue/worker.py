@@ -36,7 +36,7 @@ from streams_queue.leases import LeaseKeeper
 from streams_queue.logs import MessageLog
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
-from streams_queue.observation import Observation, Run
+from streams_queue.observation import Observation, Run, Watch
 from streams_queue.queue import Queue
 from streams_queue.tracing import HandlerSpans
 
@@ -359,13 +359,16 @@ class Worker(Generic[Payload]):
     async def _handle(self, run: "_Run[Payload]", execution: Execution[Payload]) -> Outcome:
         if not self.observation.listening:
             return await handle(execution, run.handler, run.deadlines, run.ending)
-        watched = Run(self.observation, execution.lease, execution.message, execution.fields)
+        watch = Watch(self.observation, [self._run_of(execution)])
         outcome = None
         try:
             outcome = await handle(execution, run.handler, run.deadlines, run.ending)
         finally:
-            watched.end(*end_of(execution, outcome))
+            watch.end([end_of(execution, outcome)])
         return outcome
+
+    def _run_of(self, execution: Execution[Payload]) -> Run:
+        return Run(self.observation, execution.lease, execution.message, execution.fields)
 
     def _let_go(self, run: "_Run[Payload]", lease: Lease) -> None:
         run.keeper.drop(lease)

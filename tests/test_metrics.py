@@ -240,17 +240,17 @@ async def test_what_was_interrupted_is_neither_done_nor_failed(queue):
 
 async def test_the_wait_is_since_a_message_came_into_line_by_the_server_s_clock(queue, monkeypatch):
     """Not since its enqueue, where it was delayed; and an hour between two clocks makes no difference."""
-    waits = []
+    waits: list[float] = []
 
     class Ears:
         def wants(self) -> bool:
             return True
 
-        def started(self, run):
-            waits.append(run.wait)
+        def started(self, runs):
+            waits.extend(run.wait for run in runs)
 
-        def ended(self, run, kept):
-            waits.append(run.age)
+        def ended(self, runs, kept):
+            waits.extend(run.age for run in runs)
 
     worker = worker_of(queue, Handler().handle)
     worker.observation.observers.append(Ears())
@@ -271,10 +271,10 @@ async def test_an_observer_that_fails_touches_no_message(queue, caplog):
         def wants(self) -> bool:
             return True
 
-        def started(self, run):
+        def started(self, runs):
             raise ValueError("in started")
 
-        def ended(self, run, kept):
+        def ended(self, runs, kept):
             raise ValueError("in ended")
 
     worker = worker_of(queue, Handler().handle)

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from helpers import Handler, Held, queue_at, running, until, work, worker_of
 from streams_queue import QueueUnavailable, Reject, tracing
 from streams_queue.model import Lease
-from streams_queue.observation import Run
+from streams_queue.observation import Run, Watch
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
 WORKER = """
@@ -188,9 +188,9 @@ async def test_what_follows_in_the_same_task_is_outside_the_span(spans, queue):
     worker = worker_of(queue, Handler().handle)
     assert worker.observation.ask()
     message = await queue.get("m1")
-    run = Run(worker.observation, Lease("m1", "n1-0", "1"), message, {})
+    watch = Watch(worker.observation, [Run(worker.observation, Lease("m1", "n1-0", "1"), message, {})])
     assert opentelemetry.trace.get_current_span().get_span_context().is_valid
-    run.end("completed", "", "")
+    watch.end([("completed", "", "")])
     assert not opentelemetry.trace.get_current_span().get_span_context().is_valid
 
 
