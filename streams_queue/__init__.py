@@ -17,6 +17,7 @@ from streams_queue.errors import (
     UnsupportedServer,
 )
 from streams_queue.execution import Reject, Retry
+from streams_queue.limits import Limits, Rate
 from streams_queue.model import Message, Receipt, Stats, Status
 from streams_queue.queue import Queue
 from streams_queue.worker import Worker
@@ -27,12 +28,14 @@ __all__ = [
     "HandlerFailed",
     "InvalidMessage",
     "LeaseLost",
+    "Limits",
     "Message",
     "MigrationError",
     "NotFound",
     "Queue",
     "QueueFull",
     "QueueUnavailable",
+    "Rate",
     "RateLimited",
     "Receipt",
     "Reject",

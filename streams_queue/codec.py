@@ -227,14 +227,20 @@ def _decode_payload(fields: Fields) -> dict[str, Any]:
     types = _types_in(fields)
     payload = [(name, raw) for name, raw in fields.items() if name[:1] != "_" and name not in ENGINE_FIELDS]
     if types is None:
-        return {name.removeprefix(_ESCAPE): _decode_old(name, raw) for name, raw in payload}
-    return {name.removeprefix(_ESCAPE): _decode_value(raw, types.get(name, "")) for name, raw in payload}
+        return {name_of(name): _decode_old(name, raw) for name, raw in payload}
+    return {name_of(name): _decode_value(raw, types.get(name, "")) for name, raw in payload}
 
 
-def _escaped(name: Any) -> Any:
+def field_of(name: Any) -> Any:
+    """Under which name a payload's value of this name is stored."""
     if isinstance(name, str) and (name in ENGINE_FIELDS or name.startswith(("_", _ESCAPE))):
         return _ESCAPE + name
     return name
+
+
+def name_of(field: str) -> str:
+    """The name in the payload of what is stored in this field."""
+    return field.removeprefix(_ESCAPE)
 
 
 def changed_fields(
@@ -245,8 +251,8 @@ def changed_fields(
     Raises:
         InvalidMessage: a value cannot be stored and given back as it is.
     """
-    written, types = encode_values({_escaped(name): value for name, value in changes.items()})
-    gone = [name for field in removed for name in (field, _escaped(field)) if name in fields and _is_payload(name)]
+    written, types = encode_values({field_of(name): value for name, value in changes.items()})
+    gone = [name for field in removed for name in (field, field_of(field)) if name in fields and _is_payload(name)]
     known = _types_in(fields)
     if known is not None:  # else an old producer's hash, which is read by the old rules
         left = {name: kind for name, kind in known.items() if name not in written and name not in gone}
@@ -283,7 +289,7 @@ class Codec(Generic[Payload]):
             InvalidMessage: the payload is of another type, cannot be stored as it is, or is too large.
         """
         values = self._mapping(payload)
-        return self.with_types(*encode_values({_escaped(name): value for name, value in values.items()}))
+        return self.with_types(*encode_values({field_of(name): value for name, value in values.items()}))
 
     def encode_changes(self, changes: Mapping[str, Any]) -> tuple[list[bytes], bytes]:
         """Some fields of a payload as a flat list, and their types.
@@ -294,7 +300,7 @@ class Codec(Generic[Payload]):
         """
         if self._payload is not None:
             raise InvalidMessage(f"a {self._payload.__name__} is validated as a whole: enqueue a new message instead")
-        fields, types = encode_values({_escaped(name): value for name, value in changes.items()})
+        fields, types = encode_values({field_of(name): value for name, value in changes.items()})
         return self.flatten(fields), types
 
     def with_types(self, fields: Fields, types: bytes) -> list[bytes]:

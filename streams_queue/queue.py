@@ -26,6 +26,7 @@ from streams_queue.errors import (
     Removed,
 )
 from streams_queue.keys import Keys, valid_id
+from streams_queue.limits import Limits
 from streams_queue.listener import REREAD, Event, Listener
 from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
 from streams_queue.settings import Settings
@@ -288,6 +289,14 @@ class Queue(Generic[Payload]):
     async def resume(self) -> None:
         """Have workers take messages again."""
         await self.transitions.pause(False)
+
+    async def limits(self) -> Limits:
+        """The limits in force."""
+        return await self.transitions.limits()
+
+    async def set_limits(self, limits: Limits) -> None:
+        """Have these limits from now on, and no others: for every producer and every worker of this queue."""
+        await self.transitions.limit(limits)
 
     async def result(self, id: str, timeout: float | None = None) -> Any:
         """Wait for the message's end: the value that its handler returned (as JSON holds it).

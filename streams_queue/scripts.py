@@ -72,13 +72,14 @@ OF_USER = Script("of_user", ("limit", "first"), keys=("user",))
 OLDEST = Script("oldest")
 WORKERS = Script("workers", ("limit",))
 AMEND = Script("amend", ("id", "died", "removed"), keys=("message",))
+LIMIT = Script("limit")
 LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
     UPKEEP, JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
-    AMEND, LOCK, UNLOCK,
+    AMEND, LIMIT, LOCK, UNLOCK,
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from streams_queue.codec import Fields, fields_of, number
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
+from streams_queue.limits import FIELDS, Limits, from_meta, to_meta
 from streams_queue.model import Lease, Stats, Status
 
 SCHEMA = 1
@@ -467,6 +468,18 @@ class Transitions:
                 await self.connection.client.hset(self.keys.meta, "paused", "1")
             else:
                 await self.connection.client.hdel(self.keys.meta, "paused")
+
+    async def limits(self) -> Limits:
+        """The limits in force."""
+        with self._translated():
+            values: Any = await self.connection.client.hmget(self.keys.meta, FIELDS)
+        found = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+        return from_meta({name: value.decode(errors="replace") for name, value in found.items()})
+
+    async def limit(self, limits: Limits) -> None:
+        """Have these limits from now on, and no others."""
+        tail = [part for pair in to_meta(limits).items() for part in pair]
+        await self._run(scripts.LIMIT, (), (), (), [tail])
 
     # ---- how scripts are run
 

@@ -169,7 +169,7 @@ async def test_sigterm_within_the_grace_period(queue, lab, redis, prefix):
     assert await asyncio.to_thread(worker.wait, 5) == 0
     assert await queue.result(id) == f"done by {worker.pid}"
     names = {info["name"] for info in await redis.xinfo_consumers(f"{prefix}:stream", "workers")}
-    assert names <= {"returned", "parked"}
+    assert names <= {"returned", "locked"}
 
 
 async def test_workers_killed_one_after_the_other_lose_nothing(queue, lab):

@@ -23,11 +23,11 @@ async def queue(server, prefix) -> AsyncIterator[Queue[Any]]:
 
 
 async def consumers(redis: Any, prefix: str) -> list[str]:
-    """Those that live: `returned` and `parked` are the engine's own."""
+    """Those that live: `returned` and `locked` are the engine's own."""
     found = set()
     for stream in ("stream:high", "stream", "stream:low"):
         found |= {info["name"] for info in await redis.xinfo_consumers(f"{prefix}:{stream}", "workers")}
-    return sorted(found - {"returned", "parked"})
+    return sorted(found - {"returned", "locked"})
 
 
 async def is_at_rest(queue: Queue[Any], redis: Any, prefix: str) -> None:

@@ -10,7 +10,7 @@ from streams_queue.transitions import BATCH, SCHEMA, Transitions
 PAGE = 500
 """Ids that one call looks at."""
 
-_NO_WORKERS = (b"returned", b"parked", b"suspects")
+_NO_WORKERS = (b"returned", b"locked", b"suspects")
 """Consumers that only keep what waits (``lua/include/house.lua``)."""
 
 _SHA1 = "[0-9a-f]" * 40

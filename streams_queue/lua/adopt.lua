@@ -12,7 +12,7 @@ local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
-local paused = call('HGET', META, 'paused') == '1'
+local paused = agreed('paused') == '1'
 
 -- Only what is still pending for this consumer: a sweeper may have passed since the read. Asked of all before the first
 -- write: where a group is gone, this is the error that says so.

@@ -16,7 +16,7 @@ if wrong then return wrong end
 local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
 local lock_ms = math.max(lease_ms, number(ARGV[2], 0))  -- a shorter one would look like one deleted by hand
-if call('HGET', META, 'paused') == '1' then return {1, 0, 0, {}} end
+if agreed('paused') == '1' then return {1, 0, 0, {}} end
 
 -- Asked of all streams before the first write: where a group is gone, this is the error that says so.
 local returned, suspects, suspects_wait = {}, {}, 0

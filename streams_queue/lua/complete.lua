@@ -9,7 +9,7 @@ local consumer, result_ttl = ARGV[1], number(ARGV[2], 300)
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local lease_ms = number(call('HGET', META, 'lease_ms'), 0)
+local lease_ms = number(agreed('lease_ms'), 0)
 
 local FIELDS = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_listener', 'dedup_key', 'user_id'}
 local ended = {}

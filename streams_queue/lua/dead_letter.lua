@@ -10,7 +10,7 @@ local consumer, dead_letter_ttl = ARGV[1], ARGV[2]
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local lease_ms, now = number(call('HGET', META, 'lease_ms'), 0), server_time()
+local lease_ms, now = number(agreed('lease_ms'), 0), server_time()
 
 local function give_up(id, entry, delivery, reason, error)
   local body = read_body(id)

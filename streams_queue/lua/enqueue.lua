@@ -5,6 +5,7 @@
 -- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"}
 --- include house
 --- include place
+--- include limits
 local dedup_expiry, index = number(ARGV[1], 3600), ARGV[2] == '1'
 
 -- What this call accepts takes its place at the end, all of it at once: id -> status.
@@ -95,7 +96,7 @@ if wrong then return wrong end
 
 -- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end
-indexes_users = index or call('HGET', META, 'user_index') == '1'
+indexes_users = index or agreed('user_index') == '1'
 local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 4, #ARGV
 local stamp, messages, bodies, markers = seconds(now), {}, {}, {}
 while a <= last do
@@ -124,5 +125,5 @@ for i, message in ipairs(messages) do
   end
 end
 take_places()
-if index and call('HGET', META, 'user_index') ~= '1' then call('HSET', META, 'user_index', '1') end
+if index and agreed('user_index') ~= '1' then call('HSET', META, 'user_index', '1') end
 return finish(answers)

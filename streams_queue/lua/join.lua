@@ -22,7 +22,7 @@ local missing = denied(consumer)
 if missing then return redis.error_reply('NOPERM the user may not run ' .. missing) end
 
 local found_schema = number(call('HGET', META, 'schema'), schema)
-local found_lease = number(call('HGET', META, 'lease_ms'), lease_ms)
+local found_lease = number(agreed('lease_ms'), lease_ms)
 if found_schema > schema or (found_lease ~= lease_ms and somebody_lives(found_lease)) then
   return {found_lease, found_schema}
 end

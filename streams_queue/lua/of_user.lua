@@ -5,4 +5,4 @@
 --- include house
 local limit, first = number(ARGV[1], 1), number(ARGV[2], 0)
 local ids = call('ZRANGE', KEYS[HOUSE + 1], first, first + limit - 1)
-return {call('HGET', META, 'user_index') == '1' and 1 or 0, ids}
+return {agreed('user_index') == '1' and 1 or 0, ids}

@@ -9,7 +9,7 @@ local consumer = ARGV[1]
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local lease_ms = number(call('HGET', META, 'lease_ms'), 0)
+local lease_ms = number(agreed('lease_ms'), 0)
 
 local function release(id, entry, delivery)
   local body = read_body(id)

@@ -9,7 +9,7 @@ local consumer = ARGV[1]
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local lease_ms = number(call('HGET', META, 'lease_ms'), number(ARGV[2], 0))  -- the meta hash may have been deleted
+local lease_ms = number(agreed('lease_ms'), number(ARGV[2], 0))  -- the meta hash may have been deleted
 local lock_ms = math.max(lease_ms, number(ARGV[2], 0))
 
 local function renew(id, entry, delivery)

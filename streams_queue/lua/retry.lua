@@ -10,7 +10,7 @@ local consumer, max_retries, dead_letter_ttl, dedup_expiry = ARGV[1], number(ARG
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local lease_ms, now = number(call('HGET', META, 'lease_ms'), 0), server_time()
+local lease_ms, now = number(agreed('lease_ms'), 0), server_time()
 
 local function wait_for_retry(id, body, token, retries, delay, error)
   local letter, entry = letter_of(body), live_entry(body)

@@ -8,7 +8,7 @@
 local counters = try('HGETALL', STATS)
 
 local function live_workers()
-  local lease_ms, names, count = number(call('HGET', META, 'lease_ms'), 0), {}, 0
+  local lease_ms, names, count = number(agreed('lease_ms'), 0), {}, 0
   for _, letter in ipairs(PRIORITIES) do
     for _, seen in ipairs(info_about('CONSUMERS', STREAMS[letter], GROUP)) do
       if not NO_WORKERS[seen.name] and not names[seen.name] and seen.idle < lease_ms then
@@ -22,6 +22,6 @@ end
 local since = waiting_since()
 return {
   call('ZCARD', MAIN), in_flight('h') + in_flight('n') + in_flight('l'), call('ZCARD', RETRY), call('ZCARD', SCHEDULED),
-  call('ZCARD', DLQ), call('ZCARD', LOST), call('HGET', META, 'paused') == '1' and 1 or 0,
+  call('ZCARD', DLQ), call('ZCARD', LOST), agreed('paused') == '1' and 1 or 0,
   failed(counters) and {} or counters, since and seconds(math.max(0, server_time() - since)) or '', live_workers(),
 }

@@ -12,7 +12,7 @@ local consumer, max_deliveries, dead_letter_ttl, limit = ARGV[1], number(ARGV[2]
 
 local wrong = wrong_type()
 if wrong then return wrong end
-local lease_ms = number(call('HGET', META, 'lease_ms'))
+local lease_ms = number(agreed('lease_ms'))
 local in_turn = consumer == '' or try('GET', KEYS[HOUSE + 1]) == consumer
 if not lease_ms or not in_turn then return {0, 0, 0, 0} end
 local now, recovered, dead = server_time(), 0, 0
@@ -41,7 +41,7 @@ local function recover(letter, entry)
   end
   local owner = try('GET', lock_key(id))
   if owner then  -- somebody made the lock outlive the lease, or took one by hand
-    local keeper = owner == body._sq_owner and owner or PARKED
+    local keeper = owner == body._sq_owner and owner or LOCKED
     call('XCLAIM', STREAMS[letter], GROUP, keeper, 0, entry, 'JUSTID')
   elseif body._sq_owner then
     local crashes = number(body._sq_crashes, 0) + 1
@@ -83,7 +83,7 @@ local function look_for_lock(letter, entry, consumer)
   local id = id_of(letter, entry)
   local body = id and call('EXISTS', lock_key(id)) == 0 and read_body(id)
   if not body then return end
-  if consumer == PARKED then
+  if consumer == LOCKED then
     call('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'JUSTID')
     recover(letter, entry)
   elseif body._sq_owner == consumer and body._sq_entry == letter .. entry then
@@ -104,7 +104,7 @@ local function sweep_unlocked(letter)
   end
   for _, pending in ipairs(page) do
     local entry, consumer, idle = pending[1], pending[2], pending[3]
-    if not ran_out(idle, lease_ms) and (consumer == PARKED or not NO_WORKERS[consumer]) then look_for_lock(letter, entry, consumer) end
+    if not ran_out(idle, lease_ms) and (consumer == LOCKED or not NO_WORKERS[consumer]) then look_for_lock(letter, entry, consumer) end
   end
   local last = page[#page]
   if last or cursor ~= '-' then call('HSET', META, field, #page == limit and '(' .. last[1] or '-') end

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SECRET = "sesame-8d1c"
 """Stands in every payload, and must stand in no output."""
 
-SERVICE = {"returned", "parked", "suspects"}
+SERVICE = {"returned", "locked", "suspects"}
 """Consumers that are no workers."""
 
 HANDLES = 48

@@ -251,7 +251,7 @@ async def joined(redis: Any, prefix: str, number: int) -> bool:
     if not await redis.exists(f"{prefix}:stream"):
         return False
     consumers = await redis.xinfo_consumers(f"{prefix}:stream", "workers")
-    return len([row for row in consumers if row["name"] not in ("returned", "parked")]) == number
+    return len([row for row in consumers if row["name"] not in ("returned", "locked")]) == number
 
 
 @pytest.mark.parametrize("size", [0, 1])

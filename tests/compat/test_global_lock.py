@@ -71,7 +71,7 @@ async def test_workers_of_ours_hold_it_together(chat, answered, redis, programs,
 
 async def two_workers(redis: Any) -> bool:
     consumers = await redis.xinfo_consumers("chat_api:stream", "workers")
-    return len([row for row in consumers if row["name"] not in ("returned", "parked")]) == 2
+    return len([row for row in consumers if row["name"] not in ("returned", "locked")]) == 2
 
 
 async def test_an_old_worker_gets_it_when_none_of_ours_lives(chat, answered, redis, monkeypatch):

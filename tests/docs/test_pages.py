@@ -28,6 +28,7 @@ from streams_queue.codec import ENGINE_FIELDS
 from streams_queue.dashboard import dashboard
 from streams_queue.keys import Keys
 from streams_queue.letters import Reason, Wanted
+from streams_queue.limits import FIELDS
 from streams_queue.model import TRANSITIONS, Status
 from streams_queue.settings import _SCHEMES, Settings
 from streams_queue.story import story_of
@@ -268,6 +269,7 @@ def test_the_table_has_every_agreement():
     writes = re.findall(r"call\('HSET(?:NX)?', META, ('.*)\)", text)
     written = {name for fields in writes for name in re.findall(r"'(\w+)'", fields)}
     written |= set(re.findall(r"self\.keys\.meta, \"(\w+)\"", text))
+    written |= set(FIELDS)
     assert {field for cell in column(KEYS, "agreement") for field in code(cell)} == cursors | written - {"1", "done"}
 
 

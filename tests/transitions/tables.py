@@ -30,7 +30,7 @@ META = {"lease_ms": LEASE_MS, "schema": "1"}
 NEVER = "-"
 """Holder of an entry that was not delivered so far."""
 
-RETURNED, PARKED, SUSPECTS = "returned", "parked", "suspects"
+RETURNED, LOCKED, SUSPECTS = "returned", "locked", "suspects"
 
 DEAD_LETTER_TTL = 1000
 DEDUP_EXPIRY = 500

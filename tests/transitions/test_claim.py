@@ -8,7 +8,7 @@ from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.settings import Settings
 from streams_queue.transitions import GROUP, NotJoined, Transitions
-from transitions.tables import LEASE, META, NEVER, PARKED, RETURNED, Queue, body
+from transitions.tables import LEASE, LOCKED, META, NEVER, RETURNED, Queue, body
 
 
 async def test_queued_becomes_processing(queue: Queue):
@@ -212,17 +212,17 @@ async def test_a_lock_taken_by_hand_parks_the_message_until_it_is_gone(queue: Qu
     await queue.redis.set(queue.keys.lock("a"), "operator", px=60_000)
     assert [lease.id for lease in await queue.claim(count=5)] == ["b"]
     table = await queue.table()
-    assert table["stream"] == {"a": PARKED, "b": "w1"}
+    assert table["stream"] == {"a": LOCKED, "b": "w1"}
     assert table["msg:a"] == body("a", "queued")
     entry = (await queue.redis.hget(queue.keys.message("a"), "_sq_entry")) or ""
 
-    await queue.age_entry(entry, PARKED)
+    await queue.age_entry(entry, LOCKED)
     await queue.sweep()
     assert await queue.claim() == [], "the lock is there still"
-    assert (await queue.table())["stream"]["a"] == PARKED
+    assert (await queue.table())["stream"]["a"] == LOCKED
 
     await queue.redis.delete(queue.keys.lock("a"))
-    await queue.age_entry(entry, PARKED)
+    await queue.age_entry(entry, LOCKED)
     await queue.sweep()
     (lease,) = await queue.claim("w2")
     assert (lease.id, lease.delivery) == ("a", "1"), "nothing was charged"
@@ -234,7 +234,7 @@ async def test_a_lock_of_another_type_parks_it_too(queue: Queue):
     await queue.redis.rpush(queue.keys.lock("a"), "item")
     await queue.redis.expire(queue.keys.lock("a"), 60)
     assert await queue.claim() == []
-    assert (await queue.table())["stream"] == {"a": PARKED}
+    assert (await queue.table())["stream"] == {"a": LOCKED}
 
 
 async def test_a_lock_of_one_s_own_lasts_for_a_whole_lease_again(queue: Queue):

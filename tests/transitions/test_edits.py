@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams_queue.transitions import GROUP
-from transitions.tables import META, NEVER, PARKED, RETURNED, Queue, body
+from transitions.tables import LOCKED, META, NEVER, RETURNED, Queue, body
 
 
 async def edits(queue: Queue) -> dict[str, int]:
@@ -207,7 +207,7 @@ async def test_locked_while_it_waited(queue: Queue):
     await upkeep(queue)
     assert await queue.table() == {
         "queue:main": ["a"],
-        "stream": {"a": PARKED},
+        "stream": {"a": LOCKED},
         "msg:a": body("a", "queued"),
         "lock:a": "operator",
         "stats": {"total_messages": 1, "outside_locked": 1},
@@ -225,7 +225,7 @@ async def test_the_lock_of_its_holder_is_no_edit_where_the_group_was_destroyed(q
     await queue.redis.xgroup_destroy(queue.keys.streams["n"], GROUP)
     await queue.transitions.join("w2", 30)
     assert await queue.claim("w2") == []
-    assert (await queue.table())["stream"] == {"a": PARKED}
+    assert (await queue.table())["stream"] == {"a": LOCKED}
     assert await edits(queue) == {}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from streams_queue import transitions
 from streams_queue.errors import QueueUnavailable
-from transitions.tables import DEDUP_EXPIRY, META, NEVER, PARKED, Queue, body, new
+from transitions.tables import DEDUP_EXPIRY, LOCKED, META, NEVER, Queue, body, new
 
 
 async def test_nothing_becomes_queued(queue: Queue):
@@ -203,7 +203,7 @@ async def test_an_id_in_flight_that_is_enqueued_anew_waits_for_the_lock(queue: Q
     await queue.redis.zrem(queue.keys.main, "a")
     await queue.enqueue("a")
     assert await queue.claim("w2") == []
-    assert (await queue.table())["stream"] == {"a": PARKED, "a (old)": "w1"}
+    assert (await queue.table())["stream"] == {"a": LOCKED, "a (old)": "w1"}
     assert await queue.complete(lease) == "stale"
 
 

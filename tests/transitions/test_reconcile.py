@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams_queue.transitions import GROUP
-from transitions.tables import DEDUP_EXPIRY, META, NEVER, PARKED, Queue, body
+from transitions.tables import DEDUP_EXPIRY, LOCKED, META, NEVER, Queue, body
 
 OLD = {"request_id": "a", "timestamp": "now", "status": "queued", "retry_count": "0"}
 """The hash of an old producer."""
@@ -111,7 +111,9 @@ async def test_in_a_backlog_of_100000_a_new_id_is_found_without_reading_all(queu
     await queue.old("a")
     await queue.redis.config_resetstat()
     assert await queue.quick_look() == (1, 0)
-    assert (await queue.redis.info("commandstats"))["cmdstat_hmget"]["calls"] <= 2 * 500
+    assert (await queue.redis.info("commandstats"))["cmdstat_hmget"][
+        "calls"
+    ] <= 2 * 500 + 1  # of the queue's agreements
 
 
 async def test_who_was_taken_out_entry_and_all_leaves_the_line_of_its_priority(queue: Queue):
@@ -302,7 +304,7 @@ async def test_a_group_destroyed_by_hand_is_made_anew_at_0_and_nobody_is_robbed(
     assert await queue.full_pass() == (0, 0, 0)
     await queue.transitions.join("w2", 30)
     assert [other.id for other in await queue.claim("w2", 5)] == ["b"]
-    assert (await queue.table())["stream"] == {"a": PARKED, "b": "w2"}
+    assert (await queue.table())["stream"] == {"a": LOCKED, "b": "w2"}
     assert await queue.complete(lease) == "completed"
     assert (await queue.table())["stream"] == {"b": "w2"}
 

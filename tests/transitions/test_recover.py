@@ -10,9 +10,9 @@ from streams_queue.transitions import GROUP
 from transitions.tables import (
     DEAD_LETTER_TTL,
     DEDUP_EXPIRY,
+    LOCKED,
     META,
     NEVER,
-    PARKED,
     RETURNED,
     SUSPECTS,
     Queue,
@@ -265,7 +265,7 @@ async def test_a_foreign_lock_on_a_dead_worker_s_message_parks_it_until_it_is_go
     await queue.abandoned("a")
     await queue.redis.set(queue.keys.lock("a"), "operator", px=60_000)
     assert await queue.sweep() == (0, 0)
-    assert (await queue.table())["stream"] == {"a": PARKED}
+    assert (await queue.table())["stream"] == {"a": LOCKED}
     await queue.redis.delete(queue.keys.lock("a"))
     assert await queue.sweep() == (1, 0)
     assert (await queue.table())["stream"] == {"a": RETURNED}

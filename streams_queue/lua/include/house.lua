@@ -12,8 +12,8 @@ local PRIORITIES = {'h', 'n', 'l'}
 
 -- Consumers that are no workers: they hold what was handed back, what a foreign lock holds up, and what is suspected of
 -- killing the workers that ran it, until somebody runs it alone.
-local RETURNED, PARKED, SUSPECTS = 'returned', 'parked', 'suspects'
-local NO_WORKERS = {[RETURNED] = true, [PARKED] = true, [SUSPECTS] = true}
+local RETURNED, LOCKED, SUSPECTS = 'returned', 'locked', 'suspects'
+local NO_WORKERS = {[RETURNED] = true, [LOCKED] = true, [SUSPECTS] = true}
 
 local call, try = redis.call, redis.pcall
 local function failed(reply) return type(reply) == 'table' and reply.err ~= nil end
@@ -23,6 +23,18 @@ local function lock_key(id) return PREFIX .. ':lock:' .. id end
 local function done_key(id) return PREFIX .. ':done:' .. id end
 
 local function number(value, default) return tonumber(value) or default end
+
+-- What the queue has agreed on: all of it is read at once, the first time that something is asked.
+local AGREED = {'lease_ms', 'paused', 'user_index', 'limit_key', 'limit_max_length', 'limit_accept',
+                'limit_accept_per_key', 'limit_work', 'limit_work_per_key', 'limit_concurrency_per_key'}
+local agreement
+local function agreed(name)
+  if not agreement then
+    agreement = {}
+    for i, value in ipairs(call('HMGET', META, unpack(AGREED))) do agreement[AGREED[i]] = value or nil end
+  end
+  return agreement[name]
+end
 
 -- What XINFO answers, names and values one after the other, as tables.
 local function info_about(kind, stream, ...)

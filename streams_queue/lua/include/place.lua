@@ -150,7 +150,7 @@ local KNOWS_GT = redis.REDIS_VERSION_NUM ~= nil  -- EXPIRE's; both came with Red
 -- The index of a user's unfinished messages, kept where the queue asked for it (P:meta user_index).
 local indexes_users
 local function user_key(user_id)
-  if indexes_users == nil then indexes_users = call('HGET', META, 'user_index') == '1' end
+  if indexes_users == nil then indexes_users = agreed('user_index') == '1' end
   return indexes_users and user_id and PREFIX .. ':user:' .. redis.sha1hex(user_id)
 end
 -- As long as the last of them.

@@ -58,7 +58,7 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
     local owner = try('GET', lock_key(id))
     if owner ~= consumer then
       if owner ~= body._sq_owner then count('outside_locked') end
-      call('XCLAIM', STREAMS[letter], GROUP, PARKED, 0, entry, 'JUSTID')
+      call('XCLAIM', STREAMS[letter], GROUP, LOCKED, 0, entry, 'JUSTID')
       return
     end
     call('SET', lock_key(id), consumer, 'PX', lock_ms)
@@ -77,5 +77,5 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
 end
 
 -- The lease in force, in milliseconds. A queue without one was never joined, or its keys are gone.
-local function lease_in_force() return number(call('HGET', META, 'lease_ms')) end
+local function lease_in_force() return number(agreed('lease_ms')) end
 local NOT_JOINED = redis.error_reply('NOTJOINED the queue has no lease: join it first')

@@ -1,0 +1,15 @@
+-- limit: the limits of the queue -> others, all at once
+-- KEYS     house
+-- ARGV     (none), then fields and values; a limit that is not among them is none from now on
+-- RETURNS  1
+--- include house
+local wrong = wrong_type()
+if wrong then return wrong end
+
+local wanted = {}
+for a = 1, #ARGV, 2 do wanted[ARGV[a]] = true end
+for _, field in ipairs(call('HKEYS', META)) do
+  if string.sub(field, 1, 6) == 'limit_' and not wanted[field] then call('HDEL', META, field) end
+end
+if #ARGV > 0 then call('HSET', META, unpack(ARGV)) end
+return 1
