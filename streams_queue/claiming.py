@@ -14,6 +14,7 @@ from streams_queue.answers import Claimed
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.model import Lease
+from streams_queue.slots import Room
 from streams_queue.transitions import NotJoined, Transitions
 
 logger = logging.getLogger(__name__)
@@ -74,22 +75,25 @@ class Claimer:
             self.hurry()
         return self._shield
 
-    async def claim(self, free: int, held: Collection[Lease]) -> Claimed:
-        """Messages for up to `free` slots, none if nothing waits. `held`: what the consumer works on now."""
+    async def claim(self, room: Room, held: Collection[Lease]) -> Claimed:
+        """Messages for the slots of the room, none if nothing waits. `held`: what the consumer works on now."""
         asked = time.monotonic()
         claimed = None
         with self._shielded():
             try:
-                claimed = await self._transitions.claim(self._consumer, free, alone=not held)
+                claimed = await self._transitions.claim(self._consumer, room.free, alone=room.alone)
             except StreamsQueueError as error:
                 logger.debug("a claim failed, looking for what it may have brought: %s", error)
         if claimed is None:
-            return await self._adopt_unseen(free, held)
+            return await self._adopt_unseen(room, held)
         self._answered()
         return await self._still_held(await self._unless_cancelled(claimed), asked)
 
-    async def wait(self, free: int, held: Collection[Lease]) -> Claimed:
-        """One blocking read, and what it brought: between read and adoption an entry has an idle time, but no lock."""
+    async def wait(self, room: Room, held: Collection[Lease]) -> Claimed:
+        """One blocking read, and what it brought: between read and adoption an entry has an idle time, but no lock.
+
+        Slots for it are taken when it is there; what finds none goes back, uncharged.
+        """
         if self._reader is None:
             self._reader = self._connection.reader(self._block)
         try:
@@ -98,9 +102,9 @@ class Claimer:
             logger.debug("a read broke off, looking for what it may have brought: %s", error)
             # redis-py's client of a Cluster may go on asking a node that is gone; a new one asks who has the slot.
             await self._drop_reader()
-            return await self._adopt_unseen(free, held)
+            return await self._adopt_unseen(room, held)
         self._answered()
-        return await self._adopt(entries, free) if entries else _NOTHING
+        return await self._adopt(entries, room) if entries else _NOTHING
 
     async def hand_back_unseen(self, held: Collection[Lease]) -> None:
         """Give back what a cancelled read may have left behind."""
@@ -127,21 +131,27 @@ class Claimer:
         if reader is not None:
             await self._connection.drop(reader)
 
-    async def _adopt_unseen(self, free: int, held: Collection[Lease]) -> Claimed:
+    async def _adopt_unseen(self, room: Room, held: Collection[Lease]) -> Claimed:
+        room.give_back()
         entries = await self.patiently(lambda: self._unseen(held))
-        return await self._adopt(entries, free) if entries else _NOTHING
+        return await self._adopt(entries, room) if entries else _NOTHING
 
     async def _unseen(self, held: Collection[Lease]) -> list[str]:
         known = {lease.entry for lease in held}
         return [entry for entry in await self._transitions.pending(self._consumer) if entry not in known]
 
-    async def _adopt(self, entries: Sequence[str], free: int) -> Claimed:
+    async def _adopt(self, entries: Sequence[str], room: Room) -> Claimed:
         failpoints.hit("after_read")
         asked = time.monotonic()
 
         async def adopt() -> Claimed:
-            with self._shielded():
-                return await self._transitions.adopt(self._consumer, entries, free)
+            room.take(len(entries))
+            try:
+                with self._shielded():
+                    return await self._transitions.adopt(self._consumer, entries, room.free)
+            except StreamsQueueError:
+                room.give_back()
+                raise
             return _NOTHING  # cut off in a hurry
 
         claimed = await self._unless_cancelled(await self.patiently(adopt))

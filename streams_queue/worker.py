@@ -38,14 +38,10 @@ from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation, Run, Watch
 from streams_queue.queue import Queue
+from streams_queue.slots import Room, Slots
 from streams_queue.tracing import HandlerSpans
 
 logger = logging.getLogger(__name__)
-
-PART = 25
-"""Slots that are filled by one claim, or a third of all where that is more: one part is claimed while another is worked
-on and a third is settled.
-"""
 
 CLOCK_EVERY = 60.0
 """Seconds between two looks at the server's clock, while somebody observes."""
@@ -112,8 +108,7 @@ class Worker(Generic[Payload]):
             dead_letter_ttl=queue.dead_letter_ttl,
             dedup_expiry=queue.dedup_expiry,
         )
-        self._changed = asyncio.Event()
-        self.concurrency = concurrency
+        self._slots = Slots(_whole(concurrency))
         self._lease = lease
         self._grace = grace
         self._poll_interval = poll_interval
@@ -140,14 +135,11 @@ class Worker(Generic[Payload]):
         Raises:
             ConfigurationError: set to something that is not a whole number above 0.
         """
-        return self._concurrency
+        return self._slots.limit
 
     @concurrency.setter
     def concurrency(self, handlers: int) -> None:
-        if not isinstance(handlers, int) or handlers < 1:  # type: ignore[redundant-expr]  # 1.5 comes untyped
-            raise ConfigurationError(f"concurrency={handlers!r} is not a whole number above 0")
-        self._concurrency = handlers
-        self._changed.set()
+        self._slots.limit = _whole(handlers)
 
     @property
     def ready(self) -> bool:
@@ -176,7 +168,7 @@ class Worker(Generic[Payload]):
     @property
     def busy(self) -> int:
         """Handlers that run now, those included whose outcome is being written."""
-        return len(self._executions)
+        return self._slots.running
 
     def handler(self, function: Handler[Payload]) -> Handler[Payload]:
         """Decorator: the coroutine function that works on a message.
@@ -222,11 +214,13 @@ class Worker(Generic[Payload]):
             self.consumer = consumer_name()
             await self.queue.open()
             await self._join()
+            self._slots.join(self)
             logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
             await self._work_on(_Run(self, self._handler), burst)
         finally:
             self._running, self._signed_at = False, math.inf
             self._stopping.clear()
+            self._slots.quit(self)
 
     async def _join(self) -> None:
         try:
@@ -275,58 +269,44 @@ class Worker(Generic[Payload]):
     async def _claim(self, run: "_Run[Payload]", scope: anyio.CancelScope, burst: bool) -> None:
         upkept = False  # by this burst, with nothing coming into line
         while True:
-            free = await self._free_slots()
-            claimed = await run.claimer.claim(free, self._executions)
-            self._start(run, claimed)
+            with await self._slots.room(self, alone=self._alone) as room:
+                claimed = await run.claimer.claim(room, self._executions)
+                self._start(run, claimed, room)
             if claimed.looked_at:
                 upkept = False
             elif burst and self._executions:
-                await self._wait_for_change(self._poll_interval)
+                await self._slots.change(self._poll_interval)
             elif burst and upkept:
-                return scope.cancel()
+                with anyio.move_on_after(self._poll_interval):
+                    if await self._slots.rest(self):
+                        return scope.cancel()
             elif burst:
                 upkept = not await run.claimer.patiently(lambda: run.maintenance.round(full=True))
             elif claimed.paused:
-                await self._wait_for_change(self._poll_interval)
+                await self._slots.change(self._poll_interval)
             else:
                 await self._idle(run)
 
     async def _idle(self, run: "_Run[Payload]") -> None:
         """Wait until there is something that a claim finds."""
         nothing = True
-        while nothing and not self._full and not run.maintenance.messages_wait:
-            free = self._concurrency - len(self._executions)
-            claimed = await run.claimer.wait(free, self._executions)
-            self._start(run, claimed)
+        while nothing and not self._alone and not run.maintenance.messages_wait:
+            with self._slots.no_room(self) as room:
+                claimed = await run.claimer.wait(room, self._executions)
+                self._start(run, claimed, room)
             nothing = not claimed.looked_at
         run.maintenance.messages_wait = False
-
-    async def _free_slots(self) -> int:
-        if self._alone:
-            await self._all_done()
-            self._alone = False
-        while self._full:
-            await self._wait_for_change(None)
-        return min(self._concurrency - len(self._executions), max(PART, math.ceil(self._concurrency / 3)))
-
-    @property
-    def _full(self) -> bool:
-        return self._alone or len(self._executions) >= self._concurrency
 
     def _answered(self) -> None:
         self._answered_at = time.monotonic()
 
     def _renewed(self) -> None:
-        if self._full:  # else it claims, and that is to be answered
+        if self._slots.full:  # else it claims, and that is to be answered
             self._answered()
 
-    async def _wait_for_change(self, timeout: float | None) -> None:
-        self._changed.clear()
-        with anyio.move_on_after(timeout):
-            await self._changed.wait()
-
-    def _start(self, run: "_Run[Payload]", claimed: Claimed) -> None:
+    def _start(self, run: "_Run[Payload]", claimed: Claimed, room: Room) -> None:
         self.observation.ask()
+        room.fill(len(claimed.deliveries))
         run.keeper.hold(delivery.lease for delivery in claimed.deliveries)
         for delivery in claimed.deliveries:
             failpoints.hit("after_read")
@@ -337,7 +317,9 @@ class Worker(Generic[Payload]):
             task.add_done_callback(self._ended)
         # A suspect runs with nothing beside it. For one that waits while all workers are busy, the one whose turn it is
         # to look after the queue runs empty.
-        self._alone = any(map(is_suspect, claimed.deliveries)) or (claimed.suspects_wait and run.maintenance.in_turn)
+        turn = run.maintenance.in_turn or not self._slots.running
+        self._alone = any(map(is_suspect, claimed.deliveries)) or (claimed.suspects_wait and turn)
+        room.stays_alone = self._alone
 
     # ---- working on one
 
@@ -376,7 +358,7 @@ class Worker(Generic[Payload]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._changed.set()
+        self._slots.leave()
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._broken = error
@@ -468,8 +450,7 @@ class Worker(Generic[Payload]):
             await run.claimer.release(leases)
 
     async def _all_done(self) -> None:
-        while self._tasks:
-            await self._wait_for_change(None)
+        await self._slots.until(lambda: not self._tasks)
 
     async def _leave(self, run: "_Run[Payload]") -> None:
         with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
@@ -492,6 +473,12 @@ class Worker(Generic[Payload]):
 
 
 _NEVER = 10 * 365 * 86400.0
+
+
+def _whole(concurrency: int) -> int:
+    if not isinstance(concurrency, int) or concurrency < 1:  # type: ignore[redundant-expr]  # 1.5 comes untyped
+        raise ConfigurationError(f"concurrency={concurrency!r} is not a whole number above 0")
+    return concurrency
 
 
 async def _outlast(tasks: Collection[asyncio.Task[None]], seconds: float = math.inf) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from helpers import LEASE, queue_at, until
 from streams_queue.claiming import Claimer
+from streams_queue.slots import Slots
 
 
 @pytest.mark.parametrize("by", ["claim", "adopt"])
@@ -17,6 +18,7 @@ async def test_what_was_lost_meanwhile_is_not_run(server, prefix, redis, by):
         for consumer in ("slow", "quick"):
             await queue.transitions.join(consumer, LEASE)
         claimer = Claimer(queue.connection, queue.transitions, "slow", LEASE, 0.1, answered=lambda: None)
+        slots = Slots(2)
         answer = getattr(queue.transitions, by)
 
         async def late(*args, **options):
@@ -29,8 +31,8 @@ async def test_what_was_lost_meanwhile_is_not_run(server, prefix, redis, by):
 
         setattr(queue.transitions, by, late)
         if by == "claim":
-            claimed = await claimer.claim(2, ())
+            claimed = await claimer.claim(await slots.room(claimer), ())
         else:
             await redis.xreadgroup("workers", "slow", {queue.keys.streams["n"]: ">"})
-            claimed = await claimer._adopt_unseen(2, ())
+            claimed = await claimer._adopt_unseen(slots.no_room(claimer), ())
         assert [delivery.lease.id for delivery in claimed.deliveries] == [kept]

@@ -651,8 +651,8 @@ async def test_who_is_cancelled_before_it_begins_goes_back_and_is_not_called_stu
     """As all tasks are at the end of `asyncio.run`."""
     start = Worker._start
 
-    def start_and_end(self, run, claimed):
-        start(self, run, claimed)
+    def start_and_end(self, run, claimed, room):
+        start(self, run, claimed, room)
         for task in self._tasks:
             task.cancel()
 
