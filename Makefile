@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test clients check chaos bench pictures rehearsal demo clean
+.PHONY: help venv test matrix check chaos bench pictures rehearsal demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,8 @@ $(STAMP): $(RUNNABLE)
 test: $(STAMP)  ## run the test suite; ARGS="-k name --server redis-6.2" goes to pytest
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15 $(ARGS)
 
-clients: $(STAMP)  ## the core suite on each redis-py, 5 to 8; ARGS="5 6 --server redis-6.2" chooses
-	$(BIN)/python tests/clients.py $(ARGS)
+matrix: $(STAMP)  ## the core suite on each server, redis-py and Python; ARGS="--redis 5 6 --server redis-6.2" chooses
+	PYTHONPATH=tests $(BIN)/python tests/matrix.py $(ARGS)
 
 check: $(STAMP)  ## lint, formatting, types, import rules
 	$(BIN)/ruff check $(SOURCES)

@@ -233,6 +233,18 @@ class Container(_Clients):
         self._container.stop()
 
 
+def require(name: str) -> None:
+    """Nothing, where the server `name` can be had here.
+
+    Raises:
+        Missing: it cannot.
+    """
+    if name == "testcontainers":
+        Container().stop()
+    else:
+        _BINARIES[name]()
+
+
 def start(name: str, directory: Path, *arguments: str) -> Server:
     """Start the packaged server `name` with its files in `directory`; `arguments` go to it as they are.
 

@@ -349,7 +349,7 @@ async def test_a_handler_may_instruct_like_a_native_one(chat, redis):
 
 @pytest.mark.parametrize(
     ("text", "reason", "words"),
-    [("slow", "timeout", "the handler took longer than 0.2 s"), ("raises", "error", "TimeoutError: the model's own")],
+    [("slow", "timeout", "the handler took longer than 1 s"), ("raises", "error", "TimeoutError: the model's own")],
 )
 async def test_a_handler_that_takes_too_long(chat, redis, monkeypatch, text, reason, words):
     async def answer(request: QueuedRequest) -> str:
@@ -358,7 +358,8 @@ async def test_a_handler_that_takes_too_long(chat, redis, monkeypatch, text, rea
         await asyncio.sleep(60)
         return "yes"
 
-    monkeypatch.setattr(chat, "HANDLER_TIMEOUT", 0.2)
+    # The worker's own limit comes as long again after it, which no stall of a busy machine may bridge.
+    monkeypatch.setattr(chat, "HANDLER_TIMEOUT", 1.0)
     chat._chat.queue.max_retries = 0
     chat.configure(answer)
     id = await chat.enqueue_chat_request("u1", text, *ARGUMENTS[2:])
