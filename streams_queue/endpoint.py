@@ -41,6 +41,11 @@ class Answer(NamedTuple):
     body: bytes
     content_type: str = "application/json"
 
+    @property
+    def ok(self) -> bool:
+        """Whether it is what was asked for."""
+        return self.status is HTTPStatus.OK
+
 
 Page = Callable[[Request], Awaitable[Answer]]
 
@@ -72,6 +77,25 @@ def address_of(listening: socket.socket) -> str:
     """Where the socket listens, as a URL has it."""
     host, port = listening.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def fetch(port: int, target: str, seconds: float) -> Answer:
+    """What another process of this machine serves on loopback.
+
+    Raises:
+        OSError: nobody answers there within the seconds, or nobody of ours.
+    """
+    async with asyncio.timeout(seconds):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+    try:
+        return Answer(HTTPStatus(int(head.split(b" ", 2)[1])), body)
+    except (IndexError, ValueError):
+        raise ConnectionError(f"port {port} does not answer as expected") from None
 
 
 async def serve(listening: socket.socket, pages: Mapping[str, Page]) -> None:

@@ -78,10 +78,15 @@ def _shown(data: dict[str, Any]) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """One line a record; what follows a line break (a traceback) is indented, so that no text can pose as a record."""
+    """One line a record; what follows a line break (a traceback) is indented, so that no text can pose as a record.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    Args:
+        process: the number of this process among several, for every line.
+    """
+
+    def __init__(self, process: int | None = None) -> None:
+        named = "" if process is None else f"[{process}] "
+        super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {named}%(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's text, control characters escaped."""
@@ -92,14 +97,21 @@ class JsonFormatter(logging.Formatter):
     """A JSON object a record, in one line of ASCII: whatever a text holds is escaped.
 
     ``time`` is UTC; a record about a message has its facts beside ``message``.
+
+    Args:
+        process: the number of this process among several, for every record.
     """
+
+    def __init__(self, process: int | None = None) -> None:
+        super().__init__()
+        self._process = {} if process is None else {"process": process}
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         facts = {
             "time": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname, "logger": record.name,
-            "message": record.getMessage(), **getattr(record, "streams_queue", {}),
+            "message": record.getMessage(), **self._process, **getattr(record, "streams_queue", {}),
         }  # fmt: skip
         if record.exc_info:
             facts["exception"] = self.formatException(record.exc_info)

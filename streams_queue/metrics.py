@@ -23,7 +23,8 @@ from streams_queue.worker import Worker
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, choose_encoder, generate_latest
+    from prometheus_client.parser import text_string_to_metric_families
     from prometheus_client.registry import Collector
 except ModuleNotFoundError as error:
     if error.name != "prometheus_client":
@@ -268,6 +269,47 @@ class WorkerCollector(Collector):
             buckets, total = tally.times[name].read()
             family.add_metric([queue], buckets=buckets, sum_value=total)
         return family
+
+
+# ---- several processes under one supervisor
+
+
+def exposition_of_processes(pages: Mapping[int, bytes | None], starts: Mapping[int, int]) -> Exposition:
+    """The pages of several processes as one in the text format, each sample with the label ``process``.
+
+    A label of that name that the application has set becomes ``exported_process``, as in Prometheus.
+
+    Args:
+        pages: what each shows, by its number; None for one that does not answer, or is not at work.
+        starts: how often each was started.
+    """
+    up = {(str(process),): float(page is not None) for process, page in pages.items()}
+    restarts = {(str(process),): float(count - 1) for process, count in starts.items() if count}
+    words = "Whether the process is at work and answered this scrape."
+    families = [
+        _filled(GaugeMetricFamily("streams_queue_worker_process_up", words, labels=["process"]), up),
+        _filled(
+            CounterMetricFamily(
+                "streams_queue_worker_process_restarts", "Processes started after one that ended.", labels=["process"]
+            ),
+            restarts,
+        ),
+    ]
+    known = {process: page for process, page in pages.items() if page is not None}
+    return Exposition(generate_latest(_Once([*families, *_joined(known)])), CONTENT_TYPE_LATEST)
+
+
+def _joined(pages: Mapping[int, bytes]) -> Iterable[Metric]:
+    joined: dict[str, Metric] = {}
+    for process, page in pages.items():
+        for family in text_string_to_metric_families(page.decode()):
+            whole = joined.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                labels = {
+                    "exported_process" if name == "process" else name: value for name, value in sample.labels.items()
+                }
+                whole.samples.append(sample._replace(labels={"process": str(process), **labels}))
+    return joined.values()
 
 
 # ---- how it is written

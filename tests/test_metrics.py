@@ -14,7 +14,7 @@ import urllib.request
 from typing import Any, NamedTuple
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
@@ -25,6 +25,7 @@ from streams_queue.metrics import (
     EDITS,
     REASONS,
     WorkerCollector,
+    exposition_of_processes,
     exposition_of_queues,
     exposition_of_registry,
     observe,
@@ -175,6 +176,35 @@ async def test_no_id_and_no_payload_in_any_metric(queue):
     assert b"canary" not in text
     labels = {name for family in plain_text(text.decode()) for sample in family.samples for name in sample.labels}
     assert labels == {"queue", "state", "reason", "kind", "le"}
+
+
+# ---- several processes
+
+
+def test_pages_of_processes_are_joined():
+    pages: list[bytes] = []
+    for n in (1, 2):
+        registry = CollectorRegistry()
+        counter = Counter("app_jobs", "Jobs\nof \\ mine.", ["process", "text"], registry=registry)
+        counter.labels("import", 'a "b"\n\\c').inc(n)
+        Histogram("app_seconds", "Time.", buckets=[1], registry=registry).observe(n)
+        pages.append(generate_latest(registry))
+    body, content_type = exposition_of_processes({1: pages[0], 2: None, 3: pages[1]}, {1: 1, 2: 4, 3: 1})
+    assert content_type.startswith("text/plain")
+    families = {family.name: family for family in plain_text(body.decode())}
+    assert families["app_jobs"].documentation == "Jobs\nof \\ mine."
+    jobs = [(sample.labels, sample.value) for sample in families["app_jobs"].samples]
+    label = {"exported_process": "import", "text": 'a "b"\n\\c'}
+    assert jobs == [({"process": "1", **label}, 1.0), ({"process": "3", **label}, 2.0)]
+    assert families["app_seconds"].type == "histogram"
+    assert [sample.value for sample in families["app_seconds"].samples if sample.labels.get("le") == "1.0"] == [
+        1.0,
+        0.0,
+    ]
+    found = values(body)
+    up = [found["streams_queue_worker_process_up", str(n)] for n in (1, 2, 3)]
+    restarts = [found["streams_queue_worker_process_restarts_total", str(n)] for n in (1, 2, 3)]
+    assert (up, restarts) == ([1, 0, 1], [0, 3, 0])
 
 
 # ---- the workers of a process

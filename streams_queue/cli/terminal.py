@@ -39,10 +39,10 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-def log_to_stderr(level: LogLevel, format: LogFormat = LogFormat.TEXT) -> None:
-    """Write log records to stderr, unless the application has said where they go."""
+def log_to_stderr(level: LogLevel, format: LogFormat = LogFormat.TEXT, process: int | None = None) -> None:
+    """Write log records to stderr, unless the application has said where they go; `process` is named in each."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if format is LogFormat.JSON else LineFormatter())
+    handler.setFormatter(JsonFormatter(process) if format is LogFormat.JSON else LineFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

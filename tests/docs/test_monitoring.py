@@ -16,7 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs.pages import PAGES, ROOT, blocks, code, column
 from streams_queue import Queue, Worker
 from streams_queue.logs import PAYLOAD_LIMIT
-from streams_queue.metrics import EDITS, REASONS, exposition_of_queues, exposition_of_registry, observe
+from streams_queue.metrics import (
+    EDITS,
+    REASONS,
+    exposition_of_processes,
+    exposition_of_queues,
+    exposition_of_registry,
+    observe,
+)
 from streams_queue.monitor import load_of
 
 PAGE = ROOT / "docs" / "monitoring.md"
@@ -35,7 +42,12 @@ async def scraped(server, prefix) -> tuple[Names, str]:
     registry = CollectorRegistry()
     async with Queue(prefix, url=server.url) as queue:
         observe(Worker(queue), registry=registry)
-        text = ((await exposition_of_queues([queue])).body + exposition_of_registry(registry).body).decode()
+        pages = (
+            await exposition_of_queues([queue]),
+            exposition_of_registry(registry),
+            exposition_of_processes({1: b""}, {1: 1}),
+        )
+        text = b"".join(page.body for page in pages).decode()
     names: Names = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -113,7 +125,7 @@ async def test_the_tables_have_every_metric_with_its_type(scraped):
     types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     found = {
         code(name)[0]: kind
-        for heading in ("metric of a queue", "metric of a worker")
+        for heading in ("metric of a queue", "metric of a worker", "metric of a process")
         for name, kind in zip(column(PAGE, heading), column(PAGE, heading, 1), strict=True)
     }
     assert found == types
