@@ -47,6 +47,8 @@ class Claimed(NamedTuple):
     suspects_wait: bool
     looked_at: int
     deliveries: list[Delivery]
+    wait: float = 0.0
+    """Seconds for which the queue's rate is spent."""
 
 
 class Failure(NamedTuple):
@@ -56,6 +58,8 @@ class Failure(NamedTuple):
     delay: float
     reason: str
     error: str
+    key: bytes = b""
+    """The key that is to be paused for the delay, if one is."""
 
 
 class Turn(IntEnum):
@@ -155,11 +159,11 @@ def id_of(raw: bytes) -> str:
 
 def claimed_of(reply: Any) -> Claimed:
     """What `claim` and `adopt` reply."""
-    paused, suspects_wait, looked_at, rows = reply
+    paused, suspects_wait, looked_at, rows, wait_ms = reply
     deliveries = [
         Delivery(Lease(id_of(id), entry.decode(), number.decode()), fields_of(flat)) for id, entry, number, flat in rows
     ]
-    return Claimed(bool(paused), bool(suspects_wait), looked_at, deliveries)
+    return Claimed(bool(paused), bool(suspects_wait), looked_at, deliveries, wait_ms / 1000)
 
 
 def examined_of(reply: list[Any]) -> Examined:

@@ -238,6 +238,18 @@ def field_of(name: Any) -> Any:
     return name
 
 
+def encoded_key(value: Any) -> bytes:
+    """A value as a payload's field holds it.
+
+    Raises:
+        InvalidMessage: it is empty, or cannot be stored.
+    """
+    encoded, _ = _encode_value("key", value)
+    if not encoded:
+        raise InvalidMessage(f"key {value!r} is empty: a message without a value has no key")
+    return encoded
+
+
 def name_of(field: str) -> str:
     """The name in the payload of what is stored in this field."""
     return field.removeprefix(_ESCAPE)

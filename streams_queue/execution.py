@@ -15,7 +15,7 @@ from streams_queue import failpoints, redaction
 from streams_queue.answers import Delivery, Failure
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
-from streams_queue.codec import Codec, Fields, decode_values
+from streams_queue.codec import Codec, Fields, decode_values, encoded_key
 from streams_queue.errors import InvalidMessage, StreamsQueueError
 from streams_queue.model import Lease, Message, Payload, Status
 from streams_queue.observation import Result
@@ -39,15 +39,23 @@ CANCELLED_AGAIN_AFTER = 1.0
 
 
 class Retry(Exception):  # an instruction, not an error
-    """Raise it in a handler to have the message tried again later; it counts as a retry.
+    """Raise it in a handler to have the message tried again later; it counts as a retry, unless it pauses a key.
 
     Args:
         delay: seconds until then; None: the worker's back-off.
+        key: pauses this key for the delay, for all workers: the value of the payload's field that `Limits.key` names,
+            as when a chat platform asks for patience in one chat. Nothing is charged, however often. A message of this
+            key keeps its place in line and goes first; another one waits for the delay by itself.
+
+    Raises:
+        InvalidMessage: the key is empty, or of a type that no payload's field has.
     """
 
-    def __init__(self, delay: float | None = None) -> None:
+    def __init__(self, delay: float | None = None, key: str | float | bytes | None = None) -> None:
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = delay
+        self.key = b"" if key is None else encoded_key(key)
+        """As a payload holds it; empty without one."""
 
 
 class Reject(Exception):  # an instruction, not an error
@@ -85,6 +93,8 @@ class Failed(msgspec.Struct, frozen=True):
     delay: float
     reason: str
     error: str
+    key: bytes = b""
+    """Paused for the delay; then nothing is charged."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -122,8 +132,8 @@ class Settlement:
         match outcome:
             case Completed(result):
                 return self._completes.submit((lease, result))
-            case Failed(delay, reason, error):
-                return self._retries.submit(Failure(lease, delay, reason, error))
+            case Failed(delay, reason, error, key):
+                return self._retries.submit(Failure(lease, delay, reason, error, key))
             case Rejected(reason, error):
                 return self._dead_letters.submit(Failure(lease, 0.0, reason, error))
 
@@ -416,9 +426,9 @@ def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejecte
 def failed_outcome(execution: Execution[Any], error: BaseException, scrub: Callable[[str], str]) -> Failed | Rejected:
     """What this error means for the message. `scrub` takes the secrets out of a text."""
     match error:
-        case Retry(delay=delay):
+        case Retry(delay=delay, key=key):
             delay = execution.next_delay() if delay is None else min(LONGEST, max(0.0, delay))
-            return Failed(delay, "error", str(error))
+            return Failed(delay, "error", str(error), key)
         case Reject():
             return Rejected("rejected", _shortened(scrub(_text_of(error))))
         case Ended(reason=reason):
@@ -443,6 +453,8 @@ def end_of(execution: Execution[Any], outcome: Outcome | None) -> tuple[Result, 
         return "lost", "", ""
     match outcome:
         case None:
+            return "handed_back", "", ""
+        case Failed(key=key) if key:
             return "handed_back", "", ""
         case Failed(_, reason, error):
             return "failed", reason, error

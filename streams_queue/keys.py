@@ -31,6 +31,13 @@ def valid_id(id: str) -> str:
     return id
 
 
+def hash_of_key(field: str, value: bytes) -> str:
+    """What stands for the messages whose payload has this value in this field, both as they are stored, in the names of
+    keys (SHA-1, which Lua can compute too; not for security).
+    """
+    return hashlib.sha1(field.encode() + b"=" + value, usedforsecurity=False).hexdigest()
+
+
 class Keys:
     """The keys of the queue with this prefix.
 
@@ -55,11 +62,14 @@ class Keys:
         self.lost = f"{prefix}:lost"
         self.lines = {"h": f"{prefix}:line:high", "l": f"{prefix}:line:low"}
         self.bodiless = f"{prefix}:bodiless"
+        self.parked = f"{prefix}:parked"
+        self.wake = f"{prefix}:wake"
+        self.rate = f"{prefix}:rate"
         self.maintainer = f"{prefix}:maintainer"
         self.global_lock = f"{prefix}:lock:global_lock"
         self.house = [
             self.main, self.retry, self.scheduled, self.dlq, *self.streams.values(), self.stats, self.meta, self.lost,
-            *self.lines.values(), self.bodiless,
+            *self.lines.values(), self.bodiless, self.parked, self.wake,
         ]  # fmt: skip
         """What every script receives first, in the order that ``lua/include/house.lua`` names."""
 
@@ -88,6 +98,22 @@ class Keys:
     def user(self, user_id: str) -> str:
         """A user's unfinished messages (SHA-1, which Lua can compute too; not for security)."""
         return f"{self.prefix}:user:{hashlib.sha1(user_id.encode(), usedforsecurity=False).hexdigest()}"
+
+    def turns(self, key: str) -> str:
+        """Messages of one key (its `hash_of_key`) that stand in main, where so many of them may run at once."""
+        return f"{self.prefix}:key:{key}"
+
+    def parked_of(self, key: str) -> str:
+        """Those of one key that are parked."""
+        return f"{self.prefix}:parked:{key}"
+
+    def pause(self, key: str) -> str:
+        """Stands while a key is paused."""
+        return f"{self.prefix}:pause:{key}"
+
+    def rate_of(self, key: str) -> str:
+        """The rate at which messages of a key begin."""
+        return f"{self.prefix}:rate:{key}"
 
     def channel(self, token: str) -> str:
         """The channel on which one listening process hears of its messages."""

@@ -63,7 +63,7 @@ TRANSITIONS: dict[str, Transition] = {
     "adopt": _transition({Status.QUEUED}, {Status.PROCESSING, Status.QUEUED, *_GONE}),
     "renew": _transition({Status.PROCESSING}, {Status.PROCESSING}),
     "complete": _transition({Status.PROCESSING}, {Status.COMPLETED}),
-    "retry": _transition({Status.PROCESSING}, {Status.RETRY, Status.ERROR}),
+    "retry": _transition({Status.PROCESSING}, {Status.RETRY, Status.QUEUED, Status.ERROR}),
     "dead_letter": _transition({Status.PROCESSING}, {Status.ERROR}),
     "release": _transition({Status.PROCESSING}, {Status.QUEUED}),
     "sweep": _transition({Status.PROCESSING}, {Status.QUEUED, Status.ERROR, *_GONE}),
@@ -141,6 +141,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     dead: int
     lost: int
     """Ids on ``P:lost``: their bodies ran out."""
+    parked: int
+    """Of `main`, those that a worker met before it was their key's turn (`Limits`)."""
     paused: bool
     oldest_waiting: float | None
     """Seconds that the oldest message which no worker holds has stood in line: since it was accepted, or since its

@@ -45,7 +45,7 @@ COMPLETE = Script(
 )
 RETRY = Script(
     "retry", ("consumer", "max_retries", "dead_letter_ttl", "dedup_expiry"),
-    ("id", "entry", "delivery", "delay", "reason", "error"), ("message", "lock", "done"),
+    ("id", "entry", "delivery", "delay", "reason", "error", "key"), ("message", "lock", "done"),
 )  # fmt: skip
 DEAD_LETTER = Script(
     "dead_letter", ("consumer", "dead_letter_ttl"), ("id", "entry", "delivery", "reason", "error"),

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast
 
+from msgspec.structs import replace
 from redis import exceptions
 
 from streams_queue import scripts
@@ -239,8 +240,11 @@ class Transitions:
         dead_letter_ttl: int,
         dedup_expiry: int,
     ) -> list[str]:
-        """Have messages tried again later, or given up: ``retry``, ``error``, ``stale`` or ``gone`` for each."""
-        rows = [(*_row(failure.lease), failure.delay, failure.reason, failure.error) for failure in failures]
+        """Have messages tried again later, or given up: ``retry``, ``error``, ``stale`` or ``gone`` for each.
+
+        ``queued`` where it waits in line for its key, which is paused.
+        """
+        rows = [(*_row(lease), delay, reason, error, key) for lease, delay, reason, error, key in failures]
         return await self._each(scripts.RETRY, (consumer, max_retries, dead_letter_ttl, dedup_expiry), rows)
 
     async def dead_letter(self, consumer: str, failures: Sequence[Failure], *, dead_letter_ttl: int) -> list[str]:
@@ -377,12 +381,12 @@ class Transitions:
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
         reply = await self._run(scripts.STATS, ())
-        main, processing, retry, scheduled, dead, lost, paused, counters, oldest, workers = reply
+        main, processing, retry, scheduled, dead, lost, paused, counters, oldest, workers, parked = reply
         numbers = {name: int(raw) for name, raw in fields_of(counters).items() if _COUNTER.fullmatch(raw)}
         return Stats(
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
-            paused=bool(paused), oldest_waiting=float(oldest) if oldest else None, workers=workers, counters=numbers,
-            died=_with_prefix("dead_", numbers), edits=_with_prefix("outside_", numbers),
+            parked=parked, paused=bool(paused), oldest_waiting=float(oldest) if oldest else None, workers=workers,
+            counters=numbers, died=_with_prefix("dead_", numbers), edits=_with_prefix("outside_", numbers),
         )  # fmt: skip
 
     async def oldest(self) -> Oldest:
@@ -480,6 +484,23 @@ class Transitions:
         """Have these limits from now on, and no others."""
         tail = [part for pair in to_meta(limits).items() for part in pair]
         await self._run(scripts.LIMIT, (), (), (), [tail])
+
+    async def one_at_a_time_per(self, key: str) -> None:
+        """Have messages of one key worked on one after the other.
+
+        Raises:
+            ConfigurationError: the queue has other limits per key.
+        """
+        limits = await self.limits()
+        wanted = replace(limits, key=key, concurrency_per_key=1)
+        if limits.key not in (None, key) or limits.concurrency_per_key not in (None, 1):
+            raise ConfigurationError(
+                f"one_at_a_time_per={key!r} was asked for, but queue {self.keys.prefix!r} has limits with "
+                f"key={limits.key!r} and concurrency_per_key={limits.concurrency_per_key}: ask for the same, or change "
+                "them first (streams-queue limits)"
+            )
+        if limits != wanted:
+            await self.limit(wanted)
 
     # ---- how scripts are run
 

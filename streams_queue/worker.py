@@ -69,6 +69,10 @@ class Worker(Generic[Payload]):
         timeout: seconds that a handler may take.
         grace: seconds that `stop` lets handlers finish.
         poll_interval: seconds that an idle worker waits in one read; a new message ends the wait.
+        one_at_a_time_per: a field of the payload, ``"user_id"`` for example. Messages with the same value are worked on
+            one after the other in order of arrival, over all workers of the queue, while others pass. Order is within
+            one priority, and a message that is tried again takes its place anew. The queue keeps to it (`Limits`) after
+            this worker has gone.
 
     Raises:
         ConfigurationError: a number that is not positive.
@@ -86,6 +90,7 @@ class Worker(Generic[Payload]):
         timeout: float = 600.0,
         grace: float = 30.0,
         poll_interval: float = 1.0,
+        one_at_a_time_per: str | None = None,
     ) -> None:
         positive: dict[str, Any] = {
             "lease": lease, "max_deliveries": max_deliveries, "timeout": timeout, "poll_interval": poll_interval,
@@ -112,6 +117,7 @@ class Worker(Generic[Payload]):
         self._lease = lease
         self._grace = grace
         self._poll_interval = poll_interval
+        self._one_at_a_time_per = one_at_a_time_per
         self._handler: Handler[Payload] | None = None
         self.message_log = MessageLog()
         self.observation = Observation(queue.keys.prefix, self.message_log, HandlerSpans())
@@ -225,6 +231,8 @@ class Worker(Generic[Payload]):
     async def _join(self) -> None:
         try:
             await self._transitions.join(self.consumer, self._lease)
+            if self._one_at_a_time_per is not None:
+                await self._transitions.one_at_a_time_per(self._one_at_a_time_per)
         except asyncio.CancelledError:
             # Redis may have carried it out: a consumer that nobody is would stand there until it is pruned.
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
@@ -272,7 +280,9 @@ class Worker(Generic[Payload]):
             with await self._slots.room(self, alone=self._alone) as room:
                 claimed = await run.claimer.claim(room, self._executions)
                 self._start(run, claimed, room)
-            if claimed.looked_at:
+            if claimed.wait:
+                await anyio.sleep(min(claimed.wait, self._poll_interval))  # the limits may be others by then
+            elif claimed.looked_at:
                 upkept = False
             elif burst and self._executions:
                 await self._slots.change(self._poll_interval)
@@ -295,6 +305,8 @@ class Worker(Generic[Payload]):
                 claimed = await run.claimer.wait(room, self._executions)
                 self._start(run, claimed, room)
             nothing = not claimed.looked_at
+            if claimed.wait:
+                await anyio.sleep(min(claimed.wait, self._poll_interval))
         run.maintenance.messages_wait = False
 
     def _answered(self) -> None:

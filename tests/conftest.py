@@ -20,6 +20,8 @@ UNBOUNDED = re.compile(
         stream(?:|:high|:low)                  # delivery; an entry goes when its message is finished
       | queue:(?:main|retry|scheduled|dlq)     # an id goes when its message is finished
       | line:(?:high|low)                      # an id goes when its message is finished
+      | parked                                 # an id goes when its message is finished
+      | wake                                   # a key goes when its time has come
       | stats | meta                           # a fixed number of fields
       | lost                                   # capped
     )

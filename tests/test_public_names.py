@@ -79,7 +79,7 @@ def test_signatures():
     }  # fmt: skip
     assert defaults(Worker) == {
         "queue": ..., "concurrency": 32, "lease": 30.0, "max_retries": 3, "retry_delay": 5.0, "max_deliveries": 3,
-        "timeout": 600.0, "grace": 30.0, "poll_interval": 1.0,
+        "timeout": 600.0, "grace": 30.0, "poll_interval": 1.0, "one_at_a_time_per": None,
     }  # fmt: skip
     assert defaults(Worker.run) == {"burst": False}
     assert defaults(Queue.result) == {"id": ..., "timeout": None}

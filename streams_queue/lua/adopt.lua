@@ -1,9 +1,12 @@
 -- adopt: delivered by a read outside any script -> processing
 -- KEYS     house
 -- ARGV     consumer max_messages, then per entry: entry
--- RETURNS  {paused (0 or 1), 0, entries looked at, rows} as claim does; what may not run goes back uncharged
+-- RETURNS  {paused (0 or 1), 0, entries looked at, rows, milliseconds} as claim does; what may not run goes back uncharged
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 --- include take
 local consumer, max_messages = ARGV[1], number(ARGV[2], 1)
@@ -25,6 +28,8 @@ for i = 3, #ARGV do
 end
 
 local now, rows = server_time(), {}
+local left, wait_ms = queue_allows(now)
+max_messages = math.min(max_messages, left)
 for _, pair in ipairs(delivered) do
   local letter, entry = pair[1], pair[2]
   call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, entry, 'JUSTID')  -- the lease begins now, not at the read
@@ -33,4 +38,5 @@ for _, pair in ipairs(delivered) do
   local row = take(letter, entry, id, in_line(found), consumer, lease_ms, now, room)
   if row then rows[#rows + 1] = row end
 end
-return finish({paused and 1 or 0, 0, #ARGV - 2, rows})
+spend_of_queue(#rows, now)
+return finish({paused and 1 or 0, 0, #ARGV - 2, rows, #rows < left and 0 or wait_ms})

@@ -4,6 +4,9 @@
 -- RETURNS  "amended" | "missing" (no such dead letter, or its body ran out) | "changed" (it died again meanwhile)
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local id, died, removed = ARGV[1], number(ARGV[2]), number(ARGV[3], 0)
 
 local score = is_dead_letter(id) and call('ZSCORE', DLQ, id)

@@ -2,10 +2,13 @@
 --        nothing (alone is 1) one suspect before all, and nothing beside it. An empty lock_ms is the lease.
 -- KEYS     house
 -- ARGV     consumer lock_ms max_messages max_bytes alone
--- RETURNS  {paused (0 or 1), suspects wait (0 or 1), entries looked at, rows}; a row is {id, entry, delivery, hash as a
---          flat list}
+-- RETURNS  {paused (0 or 1), suspects wait (0 or 1), entries looked at, rows, milliseconds for which the queue's rate is
+--          spent}; a row is {id, entry, delivery, hash as a flat list}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 --- include take
 local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[3], 1), number(ARGV[4], 0)
@@ -16,7 +19,11 @@ if wrong then return wrong end
 local lease_ms = lease_in_force()
 if not lease_ms then return NOT_JOINED end
 local lock_ms = math.max(lease_ms, number(ARGV[2], 0))  -- a shorter one would look like one deleted by hand
-if agreed('paused') == '1' then return {1, 0, 0, {}} end
+if agreed('paused') == '1' then return {1, 0, 0, {}, 0} end
+local now = server_time()
+local left, wait_ms = queue_allows(now)
+if left < 1 then return {0, 0, 0, {}, wait_ms} end
+max_messages = math.min(max_messages, left)
 
 -- Asked of all streams before the first write: where a group is gone, this is the error that says so.
 local returned, suspects, suspects_wait = {}, {}, 0
@@ -51,7 +58,7 @@ local function new_entries(letter, wanted)
   return reply and reply[1] and reply[1][2] or {}
 end
 
-local now, rows, bytes, looked_at = server_time(), {}, 0, 0
+local rows, bytes, looked_at = {}, 0, 0
 
 local function take_suspect()
   for _, letter in ipairs(PRIORITIES) do
@@ -85,7 +92,11 @@ local function take_from(source)
 end
 
 local suspect = alone and take_suspect()
-if suspect then return finish({0, suspects_wait, looked_at, {suspect}}) end
-take_from(handed_back)
-take_from(new_entries)
-return finish({0, suspects_wait, looked_at, rows})
+if suspect then
+  rows[1] = suspect
+else
+  take_from(handed_back)
+  take_from(new_entries)
+end
+spend_of_queue(#rows, now)
+return finish({0, suspects_wait, looked_at, rows, #rows < left and 0 or wait_ms})

@@ -4,6 +4,9 @@
 -- RETURNS  per message: "completed" | "stale"; a finish sent again after a lost reply answers as it did before
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 local consumer, result_ttl = ARGV[1], number(ARGV[2], 300)
 

@@ -5,6 +5,9 @@
 --          dropped)
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 local consumer, dead_letter_ttl = ARGV[1], ARGV[2]
 

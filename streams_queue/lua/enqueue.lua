@@ -6,6 +6,8 @@
 --- include house
 --- include place
 --- include limits
+--- include turns
+--- include ending
 local dedup_expiry, index = number(ARGV[1], 3600), ARGV[2] == '1'
 
 -- What this call accepts takes its place at the end, all of it at once: id -> status.
@@ -85,6 +87,10 @@ local function accept(message, now, stamp)
   if indexes_users then
     local user = call('HGET', message_key(message.id), 'user_id')
     index_user({user_id = user or nil}, message.id, due, message.ttl, message.delay)
+  end
+  if message.delay == 0 and at_once() then
+    local field = agreed('limit_key')
+    enter_turns({[field] = call('HGET', message_key(message.id), field) or nil}, message.id, due)
   end
   accepted[message.id] = status
   count('total_messages')

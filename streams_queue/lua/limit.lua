@@ -12,4 +12,5 @@ for _, field in ipairs(call('HKEYS', META)) do
   if string.sub(field, 1, 6) == 'limit_' and not wanted[field] then call('HDEL', META, field) end
 end
 if #ARGV > 0 then call('HSET', META, unpack(ARGV)) end
+if call('EXISTS', PARKED) == 1 then call('HSET', META, 'parked_cursor', '0') end
 return 1

@@ -6,6 +6,9 @@
 --          Ahead is how many will be taken before it.
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include flight
 local function waiting(letter) return math.max(0, call('XLEN', STREAMS[letter]) - in_flight(letter)) end
 

@@ -4,6 +4,9 @@
 -- RETURNS  {more is due (0 or 1), messages promoted}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include promotion
 local wrong = wrong_type()
 if wrong then return wrong end

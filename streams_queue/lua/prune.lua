@@ -5,6 +5,9 @@
 -- RETURNS  how many consumers were deleted
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local consumer, idle_ms = ARGV[1], number(ARGV[2])
 local HALF_DONE = 60  -- seconds in which a script from outside may still be writing the body of its dead letter
 

@@ -6,6 +6,9 @@
 -- RETURNS  {next cursor, messages given an entry, messages without a body taken out, ids in main less entries in streams}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include restart
 --- include survey
 --- include mending

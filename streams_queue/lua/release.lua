@@ -4,6 +4,9 @@
 -- RETURNS  per message: "queued" | "stale" | "gone" (it had left the line, and was dropped)
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 local consumer = ARGV[1]
 

@@ -4,6 +4,9 @@
 -- RETURNS  per message: 1 when there was one, else 0
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local wrong = wrong_type()
 if wrong then return wrong end
 

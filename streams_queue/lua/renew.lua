@@ -4,6 +4,9 @@
 -- RETURNS  per message: "held" | "lost"
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 local consumer = ARGV[1]
 

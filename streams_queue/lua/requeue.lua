@@ -4,6 +4,9 @@
 -- RETURNS  per message: "queued" | "missing" (no such dead letter) | "expired" (its body had run out)
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include restart
 local dedup_expiry = number(ARGV[1], 3600)
 
@@ -24,6 +27,7 @@ local function requeue(id)
   restart(id, body, dedup_expiry)
   arm_body(id, body._sq_ttl)
   index_user(body, id, score, body._sq_ttl)
+  enter_turns(body, id, score)
   count('requeued_messages')
   tell(body._sq_listener, id, 'queued')
   return 'queued'

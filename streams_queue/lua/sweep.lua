@@ -7,6 +7,9 @@
 --          handed back, messages given up}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include ownership
 local consumer, max_deliveries, dead_letter_ttl, limit = ARGV[1], number(ARGV[2], 3), ARGV[3], number(ARGV[4], 100)
 

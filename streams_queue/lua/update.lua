@@ -4,6 +4,9 @@
 -- RETURNS  1, or 0 when there is no such message
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local id = ARGV[1]
 
 local body = read_body(id)

@@ -6,11 +6,29 @@
 --          more is due (0 or 1), messages promoted, messages given an entry, ids in main less entries in streams}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include restart
 --- include survey
 --- include mending
 --- include promotion
 --- include lock
+-- After the limits were changed: whose turn it is by the new ones.
+local function look_at_all_parked(now, limit)
+  local cursor = agreed('parked_cursor')
+  if not cursor then return false end
+  local page, gone = page_of(PARKED, cursor, limit), {}
+  for _, id in ipairs(page.ids) do
+    local body = read_body(id)
+    if body and is_parked(id, body) then look_at_parked(id, body, now) end
+  end
+  for _, id in ipairs(page.ids) do gone[id] = not call('ZSCORE', PARKED, id) end
+  local after = cursor_after(page, gone)
+  if after == '0' then call('HDEL', META, 'parked_cursor') else call('HSET', META, 'parked_cursor', after) end
+  return after ~= '0'
+end
+
 local consumer, limit = ARGV[1], number(ARGV[3], 500)
 
 local wrong = wrong_type()
@@ -36,5 +54,7 @@ if turn == 0 then return {turn, waiting, pending, 0, 0, 0, 0} end
 local now = server_time()
 begin_mending(now, ARGV[4], ARGV[5])
 local more, promoted = promote_due(now, limit)
+if wake_due(now, limit) then more = 1 end
+if look_at_all_parked(now, limit) then more = 1 end
 mend_newest(now, limit)
 return finish({turn, waiting, pending, more, promoted, repaired, difference()})

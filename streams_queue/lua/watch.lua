@@ -4,6 +4,9 @@
 -- RETURNS  per message: {status, result or error}, or an empty list where nothing is known of it
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local channel = ARGV[1]
 
 -- The status of a message that is not finished. The field is believed only as far as it can be true: callers may write it.

@@ -16,7 +16,7 @@ import redis.asyncio as redis_asyncio
 
 from streams_queue.answers import Claimed, Enqueued, Failure, NewMessage, Upkeep
 from streams_queue.connection import Connection
-from streams_queue.keys import Keys
+from streams_queue.keys import Keys, hash_of_key
 from streams_queue.model import Lease, Priority
 from streams_queue.transitions import GROUP, Transitions
 
@@ -40,7 +40,7 @@ _NAMES = ("k", "k1", "k2", "u1", "u2")
 """Dedup keys and users that tables show by name."""
 
 _TIMES = {"timestamp", "last_error_time", "moved_to_dlq_at", "next_retry"}
-_IN_ORDER = re.compile(r"queue:main|line:(?:high|low)|user:.*")
+_IN_ORDER = re.compile(r"queue:main|line:(?:high|low)|user:.*|parked|parked:.*|key:.*")
 _ENTRY = re.compile(r"\d{13,}-\d+")
 _CURSORS = re.compile(r"(?:sweep|lock)_cursor_[hnl]")
 
@@ -69,6 +69,12 @@ class Queue:
         self._named = {keys.slot(name): f"dedup:{name}" for name in _NAMES} | {
             keys.user(name): f"user:{name}" for name in _NAMES
         }
+        self._hashed = {hash_of_key("user_id", name.encode()): name for name in _NAMES}
+        for hash, name in self._hashed.items():
+            self._named |= {
+                keys.turns(hash): f"key:{name}", keys.parked_of(hash): f"parked:{name}",
+                keys.pause(hash): f"pause:{name}", keys.rate_of(hash): f"rate:{name}",
+            }  # fmt: skip
 
     # ---- tables
 
@@ -90,7 +96,8 @@ class Queue:
             case "zset" if _IN_ORDER.fullmatch(name):
                 return await self.redis.zrange(key, 0, -1)
             case "zset":
-                return {id: _when(score, now) for id, score in await self.redis.zrange(key, 0, -1, withscores=True)}
+                rows = await self.redis.zrange(key, 0, -1, withscores=True)
+                return {self._hashed.get(id, id): _when(score, now) for id, score in rows}
             case "stream":
                 return await self._holders(key)
             case "hash":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streams_queue.answers import Claimed
 from streams_queue.connection import Connection
 from streams_queue.errors import StreamsQueueError
 from streams_queue.settings import Settings
@@ -103,7 +104,7 @@ async def test_nothing_while_paused(queue: Queue):
     await queue.enqueue("a")
     await queue.transitions.pause(True)
     before = await queue.table()
-    assert await queue.claimed() == (True, False, 0, [])
+    assert await queue.claimed() == Claimed(True, False, 0, [])
     assert await queue.table() == before
     await queue.transitions.pause(False)
     assert len(await queue.claim()) == 1
@@ -115,7 +116,7 @@ async def test_nothing_while_paused(queue: Queue):
 async def test_an_id_that_left_main_is_dropped_its_hash_bounded_never_deleted(queue: Queue):
     await queue.enqueue("a", priority="high")
     await queue.redis.zrem(queue.keys.main, "a")
-    assert await queue.claimed() == (False, False, 1, [])
+    assert await queue.claimed() == Claimed(False, False, 1, [])
     assert await queue.table() == {
         "msg:a": body("a", "queued", "h"),
         "stats": {"total_messages": 1, "outside_taken_out": 1},
@@ -160,7 +161,7 @@ async def test_a_body_that_ran_out_is_counted_shown_and_never_handed_out(queue: 
         case "a list":
             await queue.redis.delete(key)
             await queue.redis.rpush(key, "item")
-    assert await queue.claimed() == (False, False, 1, [])
+    assert await queue.claimed() == Claimed(False, False, 1, [])
     table = await queue.table()
     left = table.pop("msg:a", None)
     bound = table["ttl"].pop("msg:a", None)
@@ -350,7 +351,7 @@ async def test_what_was_read_before_a_pause_goes_back_uncharged(queue: Queue):
     await queue.enqueue("a")
     entries = await queue.read_only("w1")
     await queue.transitions.pause(True)
-    assert await queue.transitions.adopt("w1", entries, 5) == (True, False, 1, [])
+    assert await queue.transitions.adopt("w1", entries, 5) == Claimed(True, False, 1, [])
     assert (await queue.table())["stream"] == {"a": RETURNED}
 
 

@@ -3,5 +3,5 @@
 -- ARGV     (none)
 -- RETURNS  1
 --- include house
-call('UNLINK', STREAMS.h, STREAMS.n, STREAMS.l, LINES.h, LINES.l, BODILESS, KEYS[HOUSE + 1], META)
+call('UNLINK', STREAMS.h, STREAMS.n, STREAMS.l, LINES.h, LINES.l, BODILESS, PARKED, WAKE, KEYS[HOUSE + 1], META)
 return 1

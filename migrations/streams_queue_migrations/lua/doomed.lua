@@ -5,6 +5,9 @@
 --          empty where the id has a body now, or stands nowhere
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local limit, grace = number(ARGV[1], 500), number(ARGV[2], 5000) / 1000
 
 local wrong = wrong_type()

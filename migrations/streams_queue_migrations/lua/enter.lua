@@ -6,6 +6,9 @@
 -- RETURNS  {whether that was the end (0 or 1), ids looked at, given an entry, put in order, without a body}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include restart
 --- include survey
 local begins, limit = ARGV[1] == '1', number(ARGV[2], 500)
@@ -89,7 +92,7 @@ local function look_at(id, score)
   end
   local letter, entry = letter_of(body), live_entry(body)
   local ms, seq = parsed(entry)
-  if not entry or not lives(letter, entry, ms, seq) then
+  if not entry or not (lives(letter, entry, ms, seq) or is_parked(id, body)) then
     enter(id, body, letter, entry, score)
   elseif not is_delivered(letter, ms, seq) then
     if is_in_order(letter, ms, seq) then

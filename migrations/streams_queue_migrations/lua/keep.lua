@@ -5,6 +5,9 @@
 -- RETURNS  {next cursor, ids looked at, bodies kept, places left, without a body}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include survey
 local queue, cursor, limit = ARGV[1], ARGV[2], number(ARGV[3], 500)
 local adopted_ttl, dead_letter_ttl = number(ARGV[4]), ARGV[5]

@@ -6,6 +6,9 @@
 --          names and ids, the last entries, ids in main less entries in the streams}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include survey
 local SETS = {main = MAIN, retry = RETRY, scheduled = SCHEDULED, dlq = DLQ}
 local BEFORE = {main = {}, retry = {MAIN}, scheduled = {MAIN, RETRY}, dlq = {MAIN, RETRY, SCHEDULED}}
@@ -59,7 +62,7 @@ local function look_at_entry(id, body)
   local letter, entry = letter_of(body), live_entry(body)
   local ms, seq = string.match(entry or '', '^(%d+)%-(%d+)$')
   ms, seq = tonumber(ms), tonumber(seq)
-  if not entry or not lives(letter, entry, ms, seq) then
+  if not entry or not (lives(letter, entry, ms, seq) or is_parked(id, body)) then
     if body.status == 'processing' then note('left_in_work', id) end
     return note('no_entry', id)
   end

@@ -5,6 +5,9 @@
 -- RETURNS  {more of them (0 or 1), scores changed}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local limit = number(ARGV[1], 500)
 local AHEAD = 60  -- seconds that a producer's clock may be ahead
 

@@ -4,6 +4,9 @@
 -- RETURNS  per message: 1, or 0 where it has a body now, or stands nowhere
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local kept_for = number(ARGV[1])
 
 local wrong = wrong_type()

@@ -4,6 +4,9 @@
 -- RETURNS  per message: 0 (it has a place, or is none) | 1 (it ends by itself) | 2 (it would stay for ever)
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local in_main = #ARGV > 0 and call('ZMSCORE', MAIN, unpack(ARGV)) or {}
 
 local function stray(id)

@@ -6,6 +6,9 @@
 --          not know, with values whose types are lost}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 --- include survey
 local queue, cursor, limit = ARGV[1], ARGV[2], number(ARGV[3], 500)
 local SETS = {main = MAIN, retry = RETRY, scheduled = SCHEDULED, dlq = DLQ}

@@ -4,6 +4,9 @@
 -- RETURNS  {the entry to go on behind, "-" at the end, entries looked at, entries dropped}
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local letter, after, limit = ARGV[1], ARGV[2], number(ARGV[3], 500)
 
 local wrong = wrong_type()

@@ -28,5 +28,7 @@ local function waiting_since()
     end
     meet(call('XRANGE', stream, after, '+', 'COUNT', 1)[1])
   end
+  local parked = call('ZRANGE', PARKED, 0, 0, 'WITHSCORES')
+  if parked[2] then since = math.min(since or math.huge, parked[2] / 1000) end
   return since
 end

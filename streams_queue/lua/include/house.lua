@@ -3,8 +3,8 @@ local MAIN, RETRY, SCHEDULED, DLQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local STREAMS = {h = KEYS[5], n = KEYS[6], l = KEYS[7]}
 local STATS, META, LOST = KEYS[8], KEYS[9], KEYS[10]
 local LINES = {h = KEYS[11], l = KEYS[12]}
-local BODILESS = KEYS[13]
-local HOUSE = 13
+local BODILESS, PARKED, WAKE = KEYS[13], KEYS[14], KEYS[15]
+local HOUSE = 15
 
 local PREFIX = string.sub(MAIN, 1, -#':queue:main' - 1)
 local GROUP = 'workers'
@@ -26,7 +26,7 @@ local function number(value, default) return tonumber(value) or default end
 
 -- What the queue has agreed on: all of it is read at once, the first time that something is asked.
 local AGREED = {'lease_ms', 'paused', 'user_index', 'limit_key', 'limit_max_length', 'limit_accept',
-                'limit_accept_per_key', 'limit_work', 'limit_work_per_key', 'limit_concurrency_per_key'}
+                'limit_accept_per_key', 'limit_work', 'limit_work_per_key', 'limit_concurrency_per_key', 'parked_cursor'}
 local agreement
 local function agreed(name)
   if not agreement then
@@ -60,7 +60,7 @@ local function seconds(time) return string.format('%.6f', time) end
 local function wrong_type()
   local wanted = {
     [MAIN] = 'zset', [RETRY] = 'zset', [SCHEDULED] = 'zset', [DLQ] = 'zset', [LOST] = 'zset', [BODILESS] = 'zset',
-    [LINES.h] = 'zset', [LINES.l] = 'zset', [STREAMS.h] = 'stream', [STREAMS.n] = 'stream', [STREAMS.l] = 'stream',
+    [LINES.h] = 'zset', [LINES.l] = 'zset', [PARKED] = 'zset', [WAKE] = 'zset', [STREAMS.h] = 'stream', [STREAMS.n] = 'stream', [STREAMS.l] = 'stream',
     [META] = 'hash',
   }
   for key, kind in pairs(wanted) do

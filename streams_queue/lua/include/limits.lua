@@ -8,12 +8,12 @@ local function rate_of(text)
   if count and per and count > 0 and per > 0 then return {per = per, interval = per / count} end
 end
 
--- How many may go at once now, and seconds until the next may (0 where one may now).
+-- How many may go at once now, and in how many seconds one more.
 local HAIR = 1e-6  -- of a second: what is due is not refused for the last digit of a number
 local function allowance(key, rate, now)
   local full_at = math.max(number(try('GET', key), now), now)
-  local left = math.floor((now + rate.per - full_at + HAIR) / rate.interval)
-  return left, left > 0 and 0 or full_at + rate.interval - rate.per - now
+  local left = math.max(0, math.floor((now + rate.per - full_at + HAIR) / rate.interval))
+  return left, full_at + (left + 1) * rate.interval - rate.per - now
 end
 
 local function spend(key, rate, now, messages)

@@ -42,13 +42,16 @@ local function adopt(id, body)
   if LINES[letter] then call('ZADD', LINES[letter], call('ZSCORE', MAIN, id), id) end
   count_edit(body, call('ZREM', RETRY, id) + call('ZREM', SCHEDULED, id) + call('ZREM', DLQ, id))
   call('ZREM', BODILESS, id)
+  call('ZREM', PARKED, id)
   if body.status == 'queued' and number(body.retry_count, 0) == 0 then restart(id, body, dedup_expiry) end
   local ttl = body._sq_ttl or (not body._sq_types and old_life(id)) or nil
   if ttl then call('HSET', message_key(id), '_sq_ttl', ttl) end
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
   call('HDEL', message_key(id), '_sq_owner')
   arm_body(id, ttl)
-  index_user(body, id, call('ZSCORE', MAIN, id), ttl)
+  local score = call('ZSCORE', MAIN, id)
+  index_user(body, id, score, ttl)
+  enter_turns(body, id, score)
   repaired = repaired + 1
 end
 
@@ -67,6 +70,7 @@ local function mend(id, now)
   local body = read_body(id)
   if not body then return note_bodiless(id, now) end
   if call('EXISTS', lock_key(id)) == 1 then return end
+  if is_parked(id, body) then return look_at_parked(id, body, now) end
   adopt(id, body)
 end
 

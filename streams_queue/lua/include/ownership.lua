@@ -23,7 +23,9 @@ end
 
 -- Whether this very finish was applied before and only its reply was lost: the status it ended in, else nil.
 local function settled_before(id, body, token)
-  if body then return body._sq_settled == token and (body.status == 'error' and 'error' or 'retry') end
+  if body then
+    return body._sq_settled == token and ((body.status == 'error' or body.status == 'queued') and body.status or 'retry')
+  end
   local marker = try('GET', done_key(id))
   if type(marker) == 'string' and string.match(marker, '^%w+\n([^\n]*)') == token then
     return string.match(marker, '^%w+')
@@ -65,6 +67,7 @@ local function bury(id, body, now, dead_letter_ttl, reason, error)
   call('DEL', lock_key(id))
   free_slot(body, id)
   forget_user(body, id)
+  leave_turns(body, id, now)
   count('dlq_messages')
   count('dead_' .. reason)
   tell(body._sq_listener, id, 'error', error)

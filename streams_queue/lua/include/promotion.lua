@@ -14,6 +14,7 @@ local function promote_due(now, limit)
       call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
       if body._sq_ttl or body._sq_types then arm_body(id, body._sq_ttl) end  -- an old producer's hash keeps its own
       index_user(body, id, score, body._sq_ttl)
+      enter_turns(body, id, score)
       promoted = promoted + 1
     end
   end

@@ -9,20 +9,52 @@ end
 
 -- A whole hash as a flat list; the fields of BODY, or nil where it is no body; where their values stand in the list; and
 -- the bytes of all of it.
-local WANTED = {}
-for _, name in ipairs(BODY) do WANTED[name] = true end
+local wanted
 local function read_message(id)
+  if not wanted then
+    wanted = {}
+    for _, name in ipairs(with_key(BODY)) do wanted[name] = true end
+  end
   local flat, body, at, bytes = read_hash('HGETALL', id), {}, {}, 0
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
     bytes = bytes + #name + #value
-    if WANTED[name] then body[name], at[name] = value, i + 1 end
+    if wanted[name] then body[name], at[name] = value, i + 1 end
   end
   return flat, body.timestamp and body, at, bytes
 end
 
 local function replace(flat, at, name, value)
   if at[name] then flat[at[name]] = value else append(flat, name, value) end
+end
+
+-- Whether a message of this key may begin now; parked where it may not.
+local function has_turn(key, body, letter, entry, id, now)
+  local left, next_at = may_begin(key, now)
+  if left > 0 and left < math.huge then  -- nobody overtakes those that wait for the rate of their key
+    local first = first_parked(key)
+    if first and number(call('ZSCORE', MAIN, first), math.huge) < tonumber(call('ZSCORE', MAIN, id)) then left, next_at = 0, now end
+  end
+  if left < 1 then
+    park(letter, entry, id, key, next_at)
+  elseif not is_turn(key, body, id) then
+    park(letter, entry, id, key)
+  else
+    return true
+  end
+end
+
+-- The rate of the queue: how many may begin now, and in how many milliseconds one more.
+local RATE = PREFIX .. ':rate'
+local function queue_allows(now)
+  local rate = rate_of(agreed('limit_work'))
+  if not rate then return math.huge, 0 end
+  local left, wait = allowance(RATE, rate, now)
+  return left, math.ceil(wait * 1000)
+end
+local function spend_of_queue(begun, now)
+  local rate = begun > 0 and rate_of(agreed('limit_work'))
+  if rate then spend(RATE, rate, now, begun) end
 end
 
 -- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body} and the body's bytes, or nothing where it
@@ -54,6 +86,8 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
     call('XCLAIM', STREAMS[letter], GROUP, suspect and SUSPECTS or RETURNED, 0, entry, 'JUSTID')
     return
   end
+  local key = body._sq_owner ~= consumer and key_of(body)  -- what this consumer holds already has had its turn
+  if key and not has_turn(key, body, letter, entry, id, now) then return end
   if not call('SET', lock_key(id), consumer, 'NX', 'PX', lock_ms) then
     local owner = try('GET', lock_key(id))
     if owner ~= consumer then
@@ -63,6 +97,7 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
     end
     call('SET', lock_key(id), consumer, 'PX', lock_ms)
   end
+  if key then spend_rate(key, now) end
   if is_claimed_elsewhere(body) then count('outside_claimed_elsewhere') end
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
   local named = letter .. entry

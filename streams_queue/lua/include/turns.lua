@@ -1,0 +1,169 @@
+-- Whose turn it is among the messages of one key, where `limit_key` names the payload's field that tells keys apart.
+--
+-- P:key:{h} has those of one key that stand in main, by arrival, where so many of them may run at once: whose rank is lower
+-- has his turn. One that a claim meets before it is parked: its entry stays in the stream, on nobody's list of pending
+-- entries, and nothing looks at it until somebody of its key leaves, or the time has come for which P:wake has the key.
+
+local KEY_TTL = 7 * 86400  -- seconds that the index of a key lasts unless somebody comes; who is missing is entered again
+
+-- The hash that stands for the message's key in the names of keys; nil where it has none, or none is asked for.
+local function key_of(body)
+  local field = agreed('limit_key')
+  local value = field and body and body[field]
+  return value and value ~= '' and redis.sha1hex(field .. '=' .. value) or nil
+end
+local function of_key(kind, key) return PREFIX .. ':' .. kind .. ':' .. key end
+
+local function at_once() return agreed('limit_key') and tonumber(agreed('limit_concurrency_per_key')) end
+
+local function enter_turns(body, id, score)
+  local key = at_once() and key_of(body)
+  if not key or failed(try('ZADD', of_key('key', key), score, id)) then return end
+  call('EXPIRE', of_key('key', key), KEY_TTL)
+end
+
+-- Who left main without a word holds up nobody.
+local function strike_out_gone(turns, first)
+  local ids, gone = call('ZRANGE', turns, 0, first - 1), 0
+  for i, score in ipairs(call('ZMSCORE', MAIN, unpack(ids))) do
+    if not score then gone = gone + call('ZREM', turns, ids[i]) end
+  end
+  return gone
+end
+
+local function is_turn(key, body, id)
+  local limit, turns = at_once(), of_key('key', key)
+  if not limit then return true end
+  local rank = try('ZRANK', turns, id)
+  if failed(rank) then return true end  -- somebody made it a text
+  if not rank then
+    enter_turns(body, id, call('ZSCORE', MAIN, id))
+    rank = call('ZRANK', turns, id)
+  end
+  while rank >= limit and strike_out_gone(turns, limit) > 0 do rank = call('ZRANK', turns, id) end
+  return rank < limit
+end
+
+-- How many of this key may begin now, as far as time goes, and the epoch seconds at which one more may: it may be paused,
+-- or its rate spent.
+local function may_begin(key, now)
+  local paused = call('PTTL', of_key('pause', key))
+  if paused > 0 then return 0, now + paused / 1000 end
+  local rate = rate_of(agreed('limit_work_per_key'))
+  if not rate then return math.huge, now end
+  local left, wait = allowance(of_key('rate', key), rate, now)
+  return left, now + wait
+end
+
+local function spend_rate(key, now)
+  local rate = rate_of(agreed('limit_work_per_key'))
+  if rate then spend(of_key('rate', key), rate, now, 1) end
+end
+
+local function first_parked(key)
+  local first = try('ZRANGE', of_key('parked', key), 0, 0)
+  return not failed(first) and first[1] or nil
+end
+
+local function wake_at(key, time) call('ZADD', WAKE, 'LT', seconds(time), key) end
+
+-- P:parked has the time at which the message came into line, in milliseconds, as its entry says it. XACK comes first: it
+-- is allowed at maxmemory, and what follows an allowed write is allowed too.
+local function park(letter, entry, id, key, wake)
+  call('XACK', STREAMS[letter], GROUP, entry)
+  call('ZADD', PARKED, string.match(entry, '^%d+'), id)
+  local parked = of_key('parked', key)
+  if not failed(try('ZADD', parked, call('ZSCORE', MAIN, id), id)) then call('EXPIRE', parked, KEY_TTL) end
+  call('HSET', message_key(id), '_sq_entry', letter .. entry)
+  if wake then wake_at(key, wake) end
+end
+
+local function is_parked(id, body)
+  return call('ZSCORE', PARKED, id) and entry_exists(letter_of(body), live_entry(body))
+end
+
+-- The entry of a parked message whose body is gone, and knew it: nobody else will ever meet it.
+local function drop_parked(id)
+  local came = call('ZSCORE', PARKED, id)
+  if not came then return end
+  for _, stream in pairs(STREAMS) do
+    for _, entry in ipairs(call('XRANGE', stream, came, came)) do
+      if entry[2][2] == id then call('XDEL', stream, entry[1]) end
+    end
+  end
+end
+
+-- Whether entries wait that nobody was given so far. Then no worker sleeps in a blocking read: what is unparked belongs
+-- before them. Otherwise a new entry wakes one.
+local backlog = {}
+local function has_backlog(letter)
+  if backlog[letter] == nil then
+    local last
+    for _, group in ipairs(info_about('GROUPS', STREAMS[letter])) do
+      if group.name == GROUP then last = group['last-delivered-id'] end
+    end
+    backlog[letter] = last ~= nil and call('XRANGE', STREAMS[letter], '(' .. last, '+', 'COUNT', 1)[1] ~= nil
+  end
+  return backlog[letter]
+end
+
+-- One whose entry is gone has no need: `reconcile` gives it a new one.
+local function unpark(id, body, key)
+  if key then try('ZREM', of_key('parked', key), id) end
+  local letter, entry = letter_of(body), live_entry(body)
+  if call('ZREM', PARKED, id) == 0 or body._sq_owner or not entry_exists(letter, entry) then return end
+  if has_backlog(letter) then
+    call('XCLAIM', STREAMS[letter], GROUP, RETURNED, 0, entry, 'FORCE', 'JUSTID')
+  else
+    call('XDEL', STREAMS[letter], entry)
+    call('HSET', message_key(id), '_sq_entry', letter .. call('XADD', STREAMS[letter], '*', 'id', id))
+  end
+end
+
+-- Unparks who has his turn now, in order. A claim looks again, and what does not fit the rate is parked once more.
+local MOST_WOKEN = 100
+local function wake_parked(key, now)
+  local left, next_at = may_begin(key, now)
+  local woken = 0
+  while woken < math.min(left, MOST_WOKEN) do
+    local id = first_parked(key)
+    if not id then return end
+    local body = read_body(id)
+    if not body or not call('ZSCORE', MAIN, id) then
+      drop_parked(id)
+      call('ZREM', PARKED, id)
+      try('ZREM', of_key('parked', key), id)
+    elseif is_turn(key, body, id) then
+      unpark(id, body, key)
+    else
+      return
+    end
+    woken = woken + 1
+  end
+  if first_parked(key) then wake_at(key, next_at) end
+end
+
+-- Whoever looks through all messages unparks what nothing else would: as after limits were changed, or P:wake deleted.
+local function look_at_parked(id, body, now)
+  local key = key_of(body)
+  if key then wake_parked(key, now) else unpark(id, body) end
+end
+
+-- A message is in line no more: the next of its key has its turn.
+local function leave_turns(body, id, now)
+  local key = key_of(body)
+  if not key then return end
+  try('ZREM', of_key('key', key), id)
+  try('ZREM', of_key('parked', key), id)
+  if first_parked(key) then wake_parked(key, now or server_time()) end
+end
+
+-- Keys whose time has come.
+local function wake_due(now, limit)
+  local due = call('ZRANGEBYSCORE', WAKE, '-inf', now, 'LIMIT', 0, limit)
+  for _, key in ipairs(due) do
+    call('ZREM', WAKE, key)
+    wake_parked(key, now)
+  end
+  return #due == limit
+end
