@@ -89,15 +89,16 @@ class Claimer:
         self._answered()
         return await self._still_held(await self._unless_cancelled(claimed), asked)
 
-    async def wait(self, room: Room, held: Collection[Lease]) -> Claimed:
-        """One blocking read, and what it brought: between read and adoption an entry has an idle time, but no lock.
+    async def wait(self, room: Room, held: Collection[Lease], seconds: float = math.inf) -> Claimed:
+        """One blocking read, of so many seconds at most, and what it brought: between read and adoption an entry has an
+        idle time, but no lock.
 
         Slots for it are taken when it is there; what finds none goes back, uncharged.
         """
         if self._reader is None:
             self._reader = self._connection.reader(self._block)
         try:
-            entries = await self._transitions.wait(self._reader, self._consumer, self._block)
+            entries = await self._transitions.wait(self._reader, self._consumer, min(self._block, seconds))
         except StreamsQueueError as error:
             logger.debug("a read broke off, looking for what it may have brought: %s", error)
             # redis-py's client of a Cluster may go on asking a node that is gone; a new one asks who has the slot.

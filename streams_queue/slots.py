@@ -4,14 +4,37 @@ import asyncio
 import math
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import anyio
 
 PART = 25
-"""Slots that are filled by one claim, or a third of all where that is more: one part is claimed while another is worked
-on and a third is settled.
+"""Messages that one claim asks for, or a third of all slots where that is more: one part is claimed while another is
+worked on and a third is settled.
 """
+
+
+class Intake(Protocol):
+    """How many messages a handler takes."""
+
+    @property
+    def size(self) -> int:
+        """At most."""
+        ...
+
+    @property
+    def begun(self) -> int:
+        """How many more, at this moment, a handler takes that has its slot and waits for them."""
+        ...
+
+
+class _One:
+    size = 1
+    begun = 0
+
+
+ONE: Intake = _One()
+"""A handler takes one message."""
 
 
 class Slots:
@@ -59,29 +82,33 @@ class Slots:
         self._end_alone(member)
         self.tell()
 
-    async def room(self, member: object, *, alone: bool = False) -> "Room":
-        """Reserve slots for one claim; wait for them in turn.
+    async def room(self, member: object, *, alone: bool = False, intake: Intake = ONE) -> "Room":
+        """Reserve slots for one claim; wait for them in turn, unless a handler has its slot and waits for messages.
 
         Args:
             member: who claims.
             alone: wait until no handler runs, and let nobody else have room until the member's room is closed.
+            intake: of the member's handler.
         """
         if alone:
             await self._clear(member)
-            return Room(self, member, self._reserve(self._part), alone=True)
+            return Room(self, member, self._reserve(self._part(intake.size)), alone=True, intake=intake)
+        if intake.begun and self._alone is None and (self.full or self._turn.locked()):
+            return self.no_room(member, intake=intake)
         self._waiting += 1
         try:
             async with self._turn:
                 await self.until(lambda: not self.full)
                 nobody_else = not self._taken and len(self._members) == 1
                 fair = math.ceil((self._limit - self._taken) / self._waiting)
-                return Room(self, member, self._reserve(min(fair, self._part)), alone=nobody_else)
+                slots = self._reserve(min(fair, self._part(intake.size)))
+                return Room(self, member, slots, alone=nobody_else, intake=intake)
         finally:
             self._waiting -= 1
 
-    def no_room(self, member: object) -> "Room":
+    def no_room(self, member: object, *, intake: Intake = ONE) -> "Room":
         """Reserve nothing, for one who only waits for messages."""
-        return Room(self, member, 0, alone=False)
+        return Room(self, member, 0, alone=False, intake=intake)
 
     async def rest(self, member: object) -> bool:
         """Wait until all members have nothing to do: True; or until it makes sense to look again: False."""
@@ -112,9 +139,8 @@ class Slots:
         with anyio.move_on_after(timeout):
             await self._changed.wait()
 
-    @property
-    def _part(self) -> int:
-        return max(PART, math.ceil(self._limit / 3))
+    def _part(self, size: int) -> int:
+        return max(math.ceil(PART / size), math.ceil(self._limit / 3))
 
     @property
     def _all_rest(self) -> bool:
@@ -144,10 +170,11 @@ class Slots:
 class Room:
     """Slots that were reserved for one claim. What it does not fill goes back when the room is closed."""
 
-    def __init__(self, slots: Slots, member: object, free: int, *, alone: bool) -> None:
+    def __init__(self, slots: Slots, member: object, reserved: int, *, alone: bool, intake: Intake) -> None:
         self._slots = slots
         self._member = member
-        self.free = free
+        self._reserved = reserved
+        self._intake = intake
         self.alone = alone
         """Whether nothing runs in any slot, and nothing will before this is closed."""
         self.stays_alone = False
@@ -164,14 +191,20 @@ class Room:
             self._slots._end_alone(self._member)
             self._slots.tell()
 
-    def take(self, most: int) -> None:
-        """Reserve what is free now, without waiting."""
-        if self._slots._alone in (None, self._member):
-            self.free += self._slots._reserve(most)
+    @property
+    def free(self) -> int:
+        """For how many messages there is room."""
+        return self._reserved * self._intake.size + self._intake.begun
+
+    def take(self, messages: int) -> None:
+        """Reserve what these need beyond what is free, if it is to be had without waiting."""
+        lacking = math.ceil((messages - self.free) / self._intake.size)
+        if lacking > 0 and self._slots._alone in (None, self._member):
+            self._reserved += self._slots._reserve(lacking)
 
     def fill(self, handlers: int) -> None:
         """So many handlers begin."""
-        self.free -= handlers
+        self._reserved -= handlers
         self._slots.running += handlers
         if handlers:
             self._slots._resting.clear()
@@ -184,5 +217,5 @@ class Room:
         self._slots.tell()
 
     def _free_all(self) -> None:
-        self._slots._taken -= self.free
-        self.free = 0
+        self._slots._taken -= self._reserved
+        self._reserved = 0

@@ -9,14 +9,15 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic
 
 import anyio
 import anyio.abc
 
 from streams_queue import failpoints
-from streams_queue.answers import Claimed
+from streams_queue.answers import Claimed, Delivery
+from streams_queue.batches import Batch, BatchHandler, Gathering, Member, handle_together
 from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.execution import (
@@ -38,7 +39,7 @@ from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation, Run, Watch
 from streams_queue.queue import Queue
-from streams_queue.slots import Room, Slots
+from streams_queue.slots import ONE, Room, Slots
 from streams_queue.tracing import HandlerSpans
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Worker(Generic[Payload]):
 
     Args:
         queue: opened by `run` where it is not.
-        concurrency: handlers that run at the same time.
+        concurrency: handlers that run at the same time; a batch handler runs for as many batches.
         lease: seconds after which the messages of a worker that died go to another. How long a handler runs has nothing
             to do with it. All workers of a queue use the same.
         max_retries: how often a failed message is tried again before it is a dead letter.
@@ -119,6 +120,8 @@ class Worker(Generic[Payload]):
         self._poll_interval = poll_interval
         self._one_at_a_time_per = one_at_a_time_per
         self._handler: Handler[Payload] | None = None
+        self._gathering: Gathering[Payload] | None = None
+        """Instead of a handler, in a worker on batches."""
         self.message_log = MessageLog()
         self.observation = Observation(queue.keys.prefix, self.message_log, HandlerSpans())
         self._transitions = queue.transitions
@@ -173,7 +176,7 @@ class Worker(Generic[Payload]):
 
     @property
     def busy(self) -> int:
-        """Handlers that run now, those included whose outcome is being written."""
+        """Handlers that run now, those included whose outcome is being written, and the batch that is gathered."""
         return self._slots.running
 
     def handler(self, function: Handler[Payload]) -> Handler[Payload]:
@@ -182,12 +185,46 @@ class Worker(Generic[Payload]):
         Raises:
             ConfigurationError: it is no coroutine function, or there is a handler already.
         """
-        if not inspect.iscoroutinefunction(function):
-            raise ConfigurationError(f"handler {function!r} is not a coroutine function: write `async def`")
-        if self._handler is not None:
-            raise ConfigurationError("this worker has a handler already: one worker, one handler")
+        self._check_handler(function)
         self._handler = function
         return function
+
+    def batch(self, size: int = 100, wait: float = 0.05) -> Callable[[BatchHandler[Payload]], BatchHandler[Payload]]:
+        """Decorator: the coroutine function that works on a list of messages, in the order of their delivery.
+
+        It returns None, and all are completed; or a list as long as the one it was given, with an outcome for each:
+        an exception (`Retry` and `Reject` included) is for that message what raising it is for a handler of one, any
+        other value completes it as its result. If it raises, takes too long, or returns anything else, all of them
+        have failed. A message that was lost meanwhile is left out, whatever its outcome; the handler is cancelled when
+        all of them are.
+
+        Args:
+            size: messages in a list at most.
+            wait: seconds after the first message that the list is handed over, though it is not full.
+
+        Raises:
+            ConfigurationError: ``size`` is no whole number above 0, ``wait`` no number from 0 on; and as `handler`.
+        """
+        if not isinstance(size, int) or size < 1:  # type: ignore[redundant-expr]  # what is decorated without a call
+            raise ConfigurationError(
+                f"size={size!r} is not a whole number above 0: write @worker.batch(size=100, wait=0.05)"
+            )
+        seconds: Any = wait
+        if not (isinstance(seconds, (int, float)) and 0 <= seconds < math.inf):
+            raise ConfigurationError(f"wait={wait!r} is not a number of seconds from 0 on")
+
+        def decorate(function: BatchHandler[Payload]) -> BatchHandler[Payload]:
+            self._check_handler(function)
+            self._gathering = Gathering(function, size, wait)
+            return function
+
+        return decorate
+
+    def _check_handler(self, function: Callable[..., Any]) -> None:
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigurationError(f"handler {function!r} is not a coroutine function: write `async def`")
+        if self._handler is not None or self._gathering is not None:
+            raise ConfigurationError("this worker has a handler already: one worker, one handler")
 
     def stop(self, grace: float | None = None) -> None:
         """Claim nothing more; `run` returns when the handlers are done, or after the grace period.
@@ -211,8 +248,10 @@ class Worker(Generic[Payload]):
                 engine gave the queue another layout; where that happens meanwhile, it stops as by `stop` first.
             QueueUnavailable: the server cannot be reached at the start.
         """
-        if self._handler is None:
-            raise ConfigurationError("this worker has no handler: decorate one with @worker.handler")
+        if self._handler is None and self._gathering is None:
+            raise ConfigurationError(
+                "this worker has no handler: decorate one with @worker.handler or @worker.batch(...)"
+            )
         if self._running:
             raise ConfigurationError("this worker runs already: make another one to run beside it")
         self._running, self._answered_at, self._broken = True, -math.inf, None
@@ -222,7 +261,7 @@ class Worker(Generic[Payload]):
             await self._join()
             self._slots.join(self)
             logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
-            await self._work_on(_Run(self, self._handler), burst)
+            await self._work_on(_Run(self), burst)
         finally:
             self._running, self._signed_at = False, math.inf
             self._stopping.clear()
@@ -277,7 +316,9 @@ class Worker(Generic[Payload]):
     async def _claim(self, run: "_Run[Payload]", scope: anyio.CancelScope, burst: bool) -> None:
         upkept = False  # by this burst, with nothing coming into line
         while True:
-            with await self._slots.room(self, alone=self._alone) as room:
+            if self._alone:
+                self._hand_over()
+            with await self._slots.room(self, alone=self._alone, intake=self._gathering or ONE) as room:
                 claimed = await run.claimer.claim(room, self._executions)
                 self._start(run, claimed, room)
             if claimed.wait:
@@ -285,6 +326,7 @@ class Worker(Generic[Payload]):
             elif claimed.looked_at:
                 upkept = False
             elif burst and self._executions:
+                self._hand_over()
                 await self._slots.change(self._poll_interval)
             elif burst and upkept:
                 with anyio.move_on_after(self._poll_interval):
@@ -301,8 +343,9 @@ class Worker(Generic[Payload]):
         """Wait until there is something that a claim finds."""
         nothing = True
         while nothing and not self._alone and not run.maintenance.messages_wait:
-            with self._slots.no_room(self) as room:
-                claimed = await run.claimer.wait(room, self._executions)
+            left = self._gathering.left if self._gathering is not None else math.inf
+            with self._slots.no_room(self, intake=self._gathering or ONE) as room:
+                claimed = await run.claimer.wait(room, self._executions, left)
                 self._start(run, claimed, room)
             nothing = not claimed.looked_at
             if claimed.wait:
@@ -317,31 +360,48 @@ class Worker(Generic[Payload]):
             self._answered()
 
     def _start(self, run: "_Run[Payload]", claimed: Claimed, room: Room) -> None:
+        room.take(len(claimed.deliveries))  # a batch may have been handed over meanwhile, and its room with it
+        deliveries, over = claimed.deliveries[: room.free], claimed.deliveries[room.free :]
         self.observation.ask()
-        room.fill(len(claimed.deliveries))
-        run.keeper.hold(delivery.lease for delivery in claimed.deliveries)
-        for delivery in claimed.deliveries:
+        run.keeper.hold(delivery.lease for delivery in deliveries)
+        for delivery in deliveries:
             failpoints.hit("after_read")
-            execution: Execution[Payload] = Execution(delivery, run.settlement, self.policy)
-            self._executions[delivery.lease] = execution
-            task = run.loop.create_task(self._work(run, execution), name=f"message {delivery.lease.id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            self._executions[delivery.lease] = self._begin(run, delivery, room)
         # A suspect runs with nothing beside it. For one that waits while all workers are busy, the one whose turn it is
         # to look after the queue runs empty.
         turn = run.maintenance.in_turn or not self._slots.running
-        self._alone = any(map(is_suspect, claimed.deliveries)) or (claimed.suspects_wait and turn)
+        self._alone = any(map(is_suspect, deliveries)) or (claimed.suspects_wait and turn)
         room.stays_alone = self._alone
+        for delivery in over:
+            run.settlement.release(delivery.lease)
 
-    # ---- working on one
+    def _begin(self, run: "_Run[Payload]", delivery: Delivery, room: Room) -> Execution[Payload]:
+        if self._gathering is not None:
+            batch = self._gathering.batch_for(delivery)
+            if not batch.members:
+                self._spawn(run, room, self._work_together(run, batch, self._gathering.handler), "batch")
+            return batch.add(delivery, run.settlement, self.policy)
+        assert self._handler is not None
+        execution: Execution[Payload] = Execution(delivery, run.settlement, self.policy)
+        self._spawn(run, room, self._work(run, execution, self._handler), f"message {delivery.lease.id}")
+        return execution
 
-    async def _work(self, run: "_Run[Payload]", execution: Execution[Payload]) -> None:
+    def _spawn(self, run: "_Run[Payload]", room: Room, work: Coroutine[Any, Any, None], name: str) -> None:
+        room.fill(1)
+        task = run.loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _hand_over(self) -> None:
+        if self._gathering is not None:
+            self._gathering.hand_over()
+
+    # ---- working on one, or on a batch
+
+    async def _work(self, run: "_Run[Payload]", execution: Execution[Payload], handler: Handler[Payload]) -> None:
         try:
-            outcome = execution.decode(self.queue.codec) or await self._handle(run, execution)
-            if execution.settled is None:  # the handler may have settled it by a call of the documented API
-                await execution.settle(outcome)
-            if execution.settled in NOT_WRITTEN:
-                self._say_lost(execution.lease, taken_out=execution.settled == "gone")
+            outcome = execution.decode(self.queue.codec) or await self._handle(run, execution, handler)
+            await self._settle(execution, outcome)
         except asyncio.CancelledError:
             # The lease is lost, the grace period over, or the worker cancelled. `release` knows which.
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
@@ -350,16 +410,52 @@ class Worker(Generic[Payload]):
         finally:
             self._let_go(run, execution.lease)
 
-    async def _handle(self, run: "_Run[Payload]", execution: Execution[Payload]) -> Outcome:
+    async def _work_together(self, run: "_Run[Payload]", batch: Batch[Payload], handler: BatchHandler[Payload]) -> None:
+        try:
+            await batch.gather(self.queue.codec)
+            outcomes = batch.refused | await self._handle_together(run, batch, handler)
+            await asyncio.gather(*(self._settle(member, outcome) for member, outcome in outcomes.items()))
+        except asyncio.CancelledError:
+            with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):
+                await asyncio.gather(*(member.release() for member in batch.members))
+            raise
+        finally:
+            for member in batch.members:
+                self._let_go(run, member.lease)
+
+    async def _settle(self, execution: Execution[Payload], outcome: Outcome) -> None:
+        if execution.settled is None:  # the handler may have settled it by a call of the documented API
+            await execution.settle(outcome)
+        if execution.settled in NOT_WRITTEN:
+            self._say_lost(execution.lease, taken_out=execution.settled == "gone")
+
+    async def _handle(self, run: "_Run[Payload]", execution: Execution[Payload], handler: Handler[Payload]) -> Outcome:
         if not self.observation.listening:
-            return await handle(execution, run.handler, run.deadlines, run.ending)
+            return await handle(execution, handler, run.deadlines, run.ending)
         watch = Watch(self.observation, [self._run_of(execution)])
         outcome = None
         try:
-            outcome = await handle(execution, run.handler, run.deadlines, run.ending)
+            outcome = await handle(execution, handler, run.deadlines, run.ending)
         finally:
             watch.end([end_of(execution, outcome)])
         return outcome
+
+    async def _handle_together(
+        self, run: "_Run[Payload]", batch: Batch[Payload], handler: BatchHandler[Payload]
+    ) -> dict[Member[Payload], Outcome]:
+        members = batch.at_work
+        if not members:
+            return {}
+        handling = handle_together(batch, members, handler, run.deadlines, run.ending)
+        if not self.observation.listening:
+            return await handling
+        watch = Watch(self.observation, [self._run_of(member) for member in members])
+        outcomes: dict[Member[Payload], Outcome] = {}
+        try:
+            outcomes = await handling
+        finally:
+            watch.end([end_of(member, outcomes.get(member)) for member in members])
+        return outcomes
 
     def _run_of(self, execution: Execution[Payload]) -> Run:
         return Run(self.observation, execution.lease, execution.message, execution.fields)
@@ -436,6 +532,7 @@ class Worker(Generic[Payload]):
     async def _end_handlers(self, run: "_Run[Payload]") -> None:
         """Interrupt those that are left. One that does not heed it keeps this worker, but not its message."""
         with anyio.CancelScope(shield=True):
+            self._hand_over()
             for execution in self._executions.values():
                 if execution.settled is None:
                     execution.interrupt()
@@ -457,11 +554,12 @@ class Worker(Generic[Payload]):
             run.keeper.drop(lease)
             leases.append(lease)
         if stubborn:
-            logger.error("%d handlers of worker %s do not heed their cancellation", stubborn, self.consumer)
+            logger.error("handlers of %d messages of worker %s do not heed their cancellation", stubborn, self.consumer)
         if leases:
             await run.claimer.release(leases)
 
     async def _all_done(self) -> None:
+        self._hand_over()
         await self._slots.until(lambda: not self._tasks)
 
     async def _leave(self, run: "_Run[Payload]") -> None:
@@ -507,9 +605,8 @@ async def _outlast(tasks: Collection[asyncio.Task[None]], seconds: float = math.
 class _Run(Generic[Payload]):
     """The parts of one call of `Worker.run`."""
 
-    def __init__(self, worker: Worker[Payload], handler: Handler[Payload]) -> None:
+    def __init__(self, worker: Worker[Payload]) -> None:
         queue, transitions, consumer = worker.queue, worker.queue.transitions, worker.consumer
-        self.handler = handler
         self.claimer = Claimer(
             queue.connection, transitions, consumer, worker._lease, worker._poll_interval, worker._answered
         )

@@ -152,3 +152,57 @@ async def test_more_slots_are_there_at_once():
     slots.limit = 3
     await until(waiting.done)
     assert waiting.result().free == 2
+
+
+class Lists:
+    """An intake of ten messages a handler."""
+
+    size = 10
+    begun = 0
+
+
+async def test_a_slot_has_room_for_a_whole_list():
+    slots, lists = Slots(3), Lists()
+    with await slots.room("a", intake=lists) as room:
+        assert room.free == 30
+        room.fill(1)
+        lists.begun = 4
+        assert room.free == 24
+    with await slots.room("b") as room:
+        assert room.free == 2
+
+
+async def test_a_list_that_has_its_slot_waits_for_no_other():
+    slots, lists = Slots(1), Lists()
+    with await slots.room("a", intake=lists) as room:
+        room.fill(1)
+    lists.begun = 6
+    assert slots.full
+    with await slots.room("a", intake=lists) as room:
+        assert room.free == 6
+        lists.begun = 0  # it was handed over meanwhile
+        assert room.free == 0
+        room.take(3)
+        assert room.free == 0
+    slots.leave()
+    with slots.no_room("a", intake=lists) as room:
+        room.take(3)
+        assert room.free == 10
+    assert not slots.full
+
+
+async def test_nothing_joins_a_list_while_another_is_to_be_alone():
+    slots, lists = Slots(2), Lists()
+    with await slots.room("a", intake=lists) as room:
+        room.fill(1)
+    lists.begun = 6
+    alone = asyncio.create_task(slots.room("b", alone=True))
+    await settled()
+    joining = asyncio.create_task(slots.room("a", intake=lists))
+    await settled()
+    assert not joining.done()
+    lists.begun = 0
+    slots.leave()
+    with await alone:
+        pass
+    assert (await joining).free == 20
