@@ -14,6 +14,7 @@ import pytest
 
 from helpers import LEASE, SOON, queue_at, running, until
 from streams_queue import ConfigurationError, HandlerFailed, Message, Queue, Reject, Retry, Worker
+from streams_queue.metrics import WorkerCollector
 from streams_queue.transitions import Transitions
 
 Outcomes = list[Any] | None
@@ -506,6 +507,41 @@ async def test_a_suspect_is_a_batch_of_its_own(queue):
     batches = Batches()
     await work(queue, batches.handle, max_deliveries=2)
     assert sorted(batches.given) == sorted([[ids[0]], [ids[1]], ids[2:]])
+
+
+# ---- what is told of it
+
+
+async def test_each_message_is_counted_with_its_outcome_and_the_batch_s_time(queue):
+    async def handle(messages: list[Message[Any]]) -> list[Any]:
+        await asyncio.sleep(0.1)
+        return [ValueError(), Reject("no"), "done", None]
+
+    await filled(queue, 4)
+    worker = worker_of(queue, handle, retry_delay=60.0)
+    collector = WorkerCollector(worker)
+    await worker.run(burst=True)
+    found = {
+        (sample.name.removeprefix("streams_queue_worker_"), sample.labels.get("reason", "")): sample.value
+        for metric in collector.collect()
+        for sample in metric.samples
+    }
+    assert (found["messages_started_total", ""], found["messages_completed_total", ""]) == (4, 2)
+    assert (found["messages_failed_total", "error"], found["messages_failed_total", "rejected"]) == (1, 1)
+    assert (found["run_seconds_count", ""], found["wait_seconds_count", ""]) == (4, 4)
+    assert 0.4 <= found["run_seconds_sum", ""] < 4 * SOON
+
+
+async def test_the_log_has_a_line_for_each_message(queue, caplog):
+    caplog.set_level("DEBUG", "streams_queue.messages")
+    for id in ("good", "bad"):
+        await queue.enqueue({}, id=id)
+    await work(queue, Batches(lambda _: [1, Reject("no")]).handle)
+    lines = [record.getMessage() for record in caplog.records if record.name == "streams_queue.messages"]
+    begun, ended = lines[:2], lines[2:]
+    assert [line.split(":")[0] for line in begun] == ["message good started", "message bad started"]
+    assert ended[0].startswith("message good completed: attempt 1")
+    assert ended[1].endswith("rejected: no")
 
 
 # ---- bad input

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from helpers import Handler, Held, queue_at, running, until, work, worker_of
-from streams_queue import QueueUnavailable, Reject, tracing
+from streams_queue import QueueUnavailable, Reject, Worker, tracing
 from streams_queue.model import Lease
 from streams_queue.observation import Run, Watch
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
@@ -145,6 +145,29 @@ async def test_each_message_of_a_batch_and_each_attempt_leads_to_its_sender(span
     assert len(processed) == 4
     assert {parent_of(span) for span in processed} == {sent.context.span_id}
     assert sorted(span.attributes["streams_queue.attempt"] for span in processed) == [1, 1, 1, 2]
+
+
+async def test_a_batch_is_one_span_that_leads_to_all_its_senders(spans, queue):
+    for id in ("a", "b", "c"):
+        await queue.enqueue({}, id=id)
+    seen = []
+
+    async def handle(messages):
+        seen.append(opentelemetry.trace.get_current_span().get_span_context().span_id)
+        return [None, ValueError("bad"), None] if len(messages) == 3 else None
+
+    worker = Worker(queue, retry_delay=0.0)
+    worker.batch(size=3)(handle)
+    await worker.run(burst=True)
+    batch, again = spans.of(SpanKind.CONSUMER)
+    assert seen == [batch.context.span_id, again.context.span_id]
+    assert batch.parent is None
+    senders = {span.context.span_id for span in spans.of(SpanKind.PRODUCER)}
+    assert {link.context.span_id for link in batch.links} == senders
+    assert batch.attributes["messaging.batch.message_count"] == 3
+    assert batch.attributes["streams_queue.completed"] == 2
+    assert (batch.status.status_code, batch.attributes["error.type"]) == (StatusCode.ERROR, "error")
+    assert again.attributes["streams_queue.result"] == "completed"
 
 
 async def test_a_failure_is_an_error_without_secrets(spans, queue):
