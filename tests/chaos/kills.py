@@ -7,6 +7,7 @@ import itertools
 import signal
 import time
 from functools import partial
+from typing import Any
 
 from chaos.lab import Lab, Lane
 from chaos.proxy import Mode, Proxy
@@ -88,6 +89,29 @@ async def killed_finish_sent(lab: Lab) -> None:
     await lab.side_by_side(lab.size(2, 10), each)
 
 
+@fault("1", "kill -9 of a worker in the middle of a batch of 100")
+async def killed_mid_batch(lab: Lab) -> None:
+    """0 lost; only those of the batch that had begun run again."""
+    rounds = lab.size(1, 5)
+
+    async def each(lane: Lane) -> None:
+        for _ in range(rounds):
+            victim = await lane.start(batch=100, concurrency=1)
+            ids = await lane.enqueue(49)
+            ids += await lane.enqueue(do="die", first=True)
+            ids += await lane.enqueue(50)
+            await lane.died(victim)
+            died = time.monotonic()
+            healthy = await lane.start(batch=100, concurrency=1)
+            await lane.done(ids)
+            await healthy.end()
+            lab.tally.recovered(time.monotonic() - died, lab.recovery)
+            lab.tally.runs += 1
+        await lane.judge(duplicates=50 * rounds)
+
+    await lab.side_by_side(lab.size(2, 10), each)
+
+
 @fault("2", "ten workers, one killed every 0.5 s")
 async def one_after_the_other(lab: Lab) -> None:
     """0 lost; no more duplicates than messages were in flight at the kills; nothing is left behind.
@@ -163,39 +187,46 @@ async def long_and_blocking_handlers(lab: Lab) -> None:
 @fault("5", "a message that kills its process, among nine innocents")
 async def poison(lab: Lab) -> None:
     """It is a dead letter with its reason after three deaths; no innocent is one; the queue flows on."""
-
-    async def each(lane: Lane) -> None:
-        for _ in range(lab.size(1, 5)):
-            innocents = await lane.enqueue(5, do="sleep", seconds=0.2)
-            (killer,) = await lane.enqueue(do="die")
-            innocents += await lane.enqueue(4, do="sleep", seconds=0.2)
-            keeping = asyncio.create_task(_kept_alive(lane))
-            try:
-                await asyncio.gather(*(lane.queue.result(id, timeout=40) for id in innocents))
-                await lane.queue.result(killer, timeout=20)
-            except HandlerFailed as failure:
-                assert failure.reason == "crash", failure
-            else:
-                raise AssertionError("a message that kills its process was completed")
-            finally:
-                keeping.cancel()
-                await asyncio.wait([keeping])
-            runs = len(lane.ledger.runs_of(killer))
-            assert runs == 3, f"it ran {runs} times instead of 3"
-            dead = {message.id for message in await lane.queue.dead_letters.list()}
-            assert not dead & set(innocents), "an innocent message is a dead letter"
-            assert killer in dead
-            lab.tally.runs += 1
-        deaths = 3 * lab.size(1, 5)
-        await lane.judge(duplicates=deaths * 4)
-
-    await lab.side_by_side(lab.size(2, 10), each)
+    await lab.side_by_side(lab.size(2, 10), partial(_poisoned, held=4, seconds=0.2, concurrency=4))
 
 
-async def _kept_alive(lane: Lane) -> None:
-    """One worker with four slots, started again when it dies."""
+@fault("5", "a message that kills its process, in a batch with nine innocents")
+async def poison_in_a_batch(lab: Lab) -> None:
+    """The same: before the last time it is in a batch of its own, and so are the nine."""
+    await lab.side_by_side(lab.size(2, 10), partial(_poisoned, held=10, seconds=0.01, concurrency=1, batch=10))
+
+
+async def _poisoned(lane: Lane, *, held: int, seconds: float, **orders: Any) -> None:
+    """By one worker at a time, which holds so many messages."""
+    rounds = lane.lab.size(1, 5)
+    for _ in range(rounds):
+        innocents = await lane.enqueue(5, do="sleep", seconds=seconds)
+        (killer,) = await lane.enqueue(do="die")
+        innocents += await lane.enqueue(4, do="sleep", seconds=seconds)
+        keeping = asyncio.create_task(_kept_alive(lane, orders))
+        try:
+            await asyncio.gather(*(lane.queue.result(id, timeout=40) for id in innocents))
+            await lane.queue.result(killer, timeout=20)
+        except HandlerFailed as failure:
+            assert failure.reason == "crash", failure
+        else:
+            raise AssertionError("a message that kills its process was completed")
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+        runs = len(lane.ledger.runs_of(killer))
+        assert runs == 3, f"it ran {runs} times instead of 3"
+        dead = {message.id for message in await lane.queue.dead_letters.list()}
+        assert not dead & set(innocents), "an innocent message is a dead letter"
+        assert killer in dead
+        lane.lab.tally.runs += 1
+    await lane.judge(duplicates=3 * rounds * held)
+
+
+async def _kept_alive(lane: Lane, orders: dict[str, Any]) -> None:
+    """One worker, started again when it dies."""
     while True:
-        worker = lane.alive[-1] if lane.alive else await lane.start(concurrency=4)
+        worker = lane.alive[-1] if lane.alive else await lane.start(**orders)
         await asyncio.shield(worker.gone)
         lane.ledger.write("gone", ["-"], pid=worker.pid)
 

@@ -33,6 +33,8 @@ class Orders(msgspec.Struct, kw_only=True):
     grace: float = 5.0
     retry_delay: float = 0.1
     max_retries: int = 3
+    batch: int = 0
+    """Messages that the handler takes at a time; 0 is a handler of one."""
     clock: float = 0.0
     """Seconds by which this process's clock is wrong."""
     by_hand: bool = False
@@ -58,9 +60,16 @@ async def main(orders: Orders, ready: Callable[[], None]) -> None:
         poll_interval=0.5,
     )
 
-    @worker.handler
     async def handle(message: Message[Any]) -> str:
         return await work(message, ledger)
+
+    async def handle_together(messages: list[Message[Any]]) -> list[str]:
+        return [await handle(message) for message in messages]
+
+    if orders.batch:
+        worker.batch(size=orders.batch, wait=0.3)(handle_together)
+    else:
+        worker.handler(handle)
 
     received: list[int] = []
 
