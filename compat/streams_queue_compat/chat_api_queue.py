@@ -7,12 +7,14 @@ import uuid
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from streams_queue.codec import decode_values, text
 from streams_queue.errors import ConfigurationError
 from streams_queue.execution import Execution, Failed, Reject, Retry, current, encoded_result, failure
 from streams_queue.model import Status
 from streams_queue.redaction import scrubbed
+from streams_queue.transitions import Transitions
 from streams_queue.worker import Worker
 from streams_queue_compat.handlers import Handler, Services, find_handler
 from streams_queue_compat.logs import log_attempt, log_error
@@ -72,6 +74,7 @@ HANDLER_TIMEOUT = 600.0
 ANSWER = "_sq_answer"
 """The field of the hash with the text that is to be sent: an attempt that finds it has only that to do."""
 
+_USER = "user_id"
 _GLOBAL_LOCK_TTL = 30.0
 _STOP_TIMEOUT = 5.0
 
@@ -105,16 +108,17 @@ class _Chat:
         """A processor that is not started.
 
         Raises:
-            ConfigurationError: nothing says how requests are answered, or ``CHAT_API_CONCURRENCY`` is no number above
-            0.
+            ConfigurationError: nothing says how requests are answered, ``CHAT_API_CONCURRENCY`` is no number above 0,
+                or ``CHAT_API_ONE_AT_A_TIME`` neither 0 nor 1.
         """
         self.bind()
-        concurrency = _concurrency()
+        concurrency, in_order = _concurrency(), _in_order()
         queue = self.queue
 
         async def make_worker() -> Worker[dict[str, Any]]:
             # The worker's own limit comes later than ours, at which the user can be told.
             timeout = 2 * HANDLER_TIMEOUT
+            await _agree_on_order((await queue._engine()).transitions, in_order=in_order)
             return await queue._worker(_process, poll_interval=1.0, concurrency=concurrency, timeout=timeout)
 
         joint_lock = JointLock(f"{queue.lock_prefix}{GLOBAL_LOCK}", NEW_WORKERS, _GLOBAL_LOCK_TTL)
@@ -248,7 +252,8 @@ async def process_chat_api_queue() -> None:
 async def start_queue_processor() -> None:
     """Work on chat requests in the background. Starting twice is logged.
 
-    ``CHAT_API_CONCURRENCY`` says how many at a time (1).
+    ``CHAT_API_CONCURRENCY`` says how many at a time (1). Those of one user are worked on one after the other, over all
+    processes, unless ``CHAT_API_ONE_AT_A_TIME`` is 0.
 
     Raises:
         ConfigurationError: nothing says how requests are answered.
@@ -292,6 +297,22 @@ def _concurrency() -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ConfigurationError(f"CHAT_API_CONCURRENCY={value!r} is not a whole number above 0")
     return int(value)
+
+
+def _in_order() -> bool:
+    value = os.environ.get("CHAT_API_ONE_AT_A_TIME") or "1"
+    if value not in ("0", "1"):
+        raise ConfigurationError(f"CHAT_API_ONE_AT_A_TIME={value!r} is neither 0 nor 1")
+    return value == "1"
+
+
+async def _agree_on_order(transitions: Transitions, *, in_order: bool) -> None:
+    """Each user's requests one after the other, as the one old worker did. Other limits, which somebody set, stay."""
+    limits = await transitions.limits()
+    if in_order and limits.key in (None, _USER) and limits.concurrency_per_key is None:
+        await transitions.limit(replace(limits, key=_USER, concurrency_per_key=1))
+    elif not in_order and (limits.key, limits.concurrency_per_key) == (_USER, 1):
+        await transitions.limit(replace(limits, concurrency_per_key=None))
 
 
 async def _request(id: str) -> QueuedRequest | None:

@@ -26,7 +26,7 @@ Programs = Callable[..., subprocess.Popen[str]]
 def at_server(server: servers.AnyServer, monkeypatch: pytest.MonkeyPatch) -> servers.AnyServer:
     """The documented API is told of the server as an application tells it: by the environment."""
     monkeypatch.setenv("STREAMS_QUEUE_URL", server.url)
-    for name in ("CHAT_API_HANDLER", "CHAT_API_CONCURRENCY"):
+    for name in ("CHAT_API_HANDLER", "CHAT_API_CONCURRENCY", "CHAT_API_ONE_AT_A_TIME"):
         monkeypatch.delenv(name, raising=False)
     return server
 

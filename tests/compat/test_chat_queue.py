@@ -399,7 +399,7 @@ async def test_concurrency(chat, monkeypatch, concurrency):
         monkeypatch.setenv("CHAT_API_CONCURRENCY", concurrency)
     chat.configure(answer)
     for n in range(4):
-        await chat.enqueue_chat_request("u1", str(n), *ARGUMENTS[2:])
+        await chat.enqueue_chat_request(f"u{n}", "hi", *ARGUMENTS[2:])
     await chat.start_queue_processor()
     expected = int(concurrency or 1)
     await until(lambda: len(at_work) == expected)
@@ -408,6 +408,66 @@ async def test_concurrency(chat, monkeypatch, concurrency):
     gate.set()
     await until(lambda: len(at_work) == 4)
     await chat.stop_queue_processor()
+
+
+@pytest.mark.parametrize("switch", [None, "1", "0"])
+async def test_one_users_requests_one_after_the_other(chat, monkeypatch, redis, switch):
+    at_work: list[str] = []
+    gate = asyncio.Event()
+
+    async def answer(request: QueuedRequest) -> str:
+        at_work.append(request.message)
+        await gate.wait()
+        return "yes"
+
+    monkeypatch.setenv("CHAT_API_CONCURRENCY", "8")
+    if switch is not None:
+        monkeypatch.setenv("CHAT_API_ONE_AT_A_TIME", switch)
+        await redis.hset("chat_api:meta", mapping={"limit_key": "user_id", "limit_concurrency_per_key": "1"})
+    chat.configure(answer)
+    for n in range(4):
+        await chat.enqueue_chat_request("u1", str(n), *ARGUMENTS[2:])
+    await chat.enqueue_chat_request("u2", "other", *ARGUMENTS[2:])
+    await chat.start_queue_processor()
+    expected = ["0", "1", "2", "3", "other"] if switch == "0" else ["0", "other"]
+    await until(lambda: len(at_work) == len(expected))
+    await asyncio.sleep(0.2)
+    assert sorted(at_work) == expected
+    gate.set()
+    await until(lambda: len(at_work) == 5)
+    assert [words for words in at_work if words != "other"] == ["0", "1", "2", "3"]
+    await chat.stop_queue_processor()
+
+
+async def test_limits_that_somebody_set_stay(chat, monkeypatch, redis):
+    limits = {"limit_key": "chat_id", "limit_work_per_key": "1/1.0", "limit_concurrency_per_key": "5"}
+    await redis.hset("chat_api:meta", mapping=limits)
+
+    async def answer(request: QueuedRequest) -> str:
+        return "yes"
+
+    chat.configure(answer)
+    for switch in ("1", "0"):
+        monkeypatch.setenv("CHAT_API_ONE_AT_A_TIME", switch)
+        await chat.enqueue_chat_request("u1", switch, *ARGUMENTS[2:])
+        await chat.start_queue_processor()
+        await until(lambda: _is_empty(redis))
+        await chat.stop_queue_processor()
+        assert limits.items() <= (await redis.hgetall("chat_api:meta")).items()
+
+
+async def _is_empty(redis):
+    return not await redis.exists("chat_api:queue:main")
+
+
+async def test_a_bad_switch(chat, monkeypatch):
+    async def answer(request: QueuedRequest) -> str:
+        return "yes"
+
+    chat.configure(answer)
+    monkeypatch.setenv("CHAT_API_ONE_AT_A_TIME", "yes")
+    with pytest.raises(ConfigurationError, match="CHAT_API_ONE_AT_A_TIME='yes'"):
+        await chat.start_queue_processor()
 
 
 @pytest.mark.parametrize("concurrency", ["0", "-1", "many", "1.5"])

@@ -15,7 +15,7 @@ local function denied(consumer)
     {'ZREVRANGEBYSCORE', set, '0', '0'}, {'ZREMRANGEBYRANK', set, '0', '0'}, {'ZREMRANGEBYSCORE', set, '0', '0'},
     {'HSET', hash, 'x', 'x'}, {'HGET', hash, 'x'}, {'HMGET', hash, 'x'}, {'HGETALL', hash}, {'HDEL', hash, 'x'},
     {'HINCRBY', STATS, 'x', '1'}, {'SET', text, 'x'}, {'GET', text}, {'MGET', text}, {'DEL', text}, {'EXISTS', text},
-    {'EXPIRE', hash, '1'}, {'PERSIST', hash}, {'TTL', hash}, {'TYPE', hash}, {'TIME'},
+    {'EXPIRE', hash, '1'}, {'PERSIST', hash}, {'TTL', hash}, {'PTTL', text}, {'TYPE', hash}, {'TIME'},
     {'PUBLISH', PREFIX .. ':events:x', 'x'},
   }
   for _, command in ipairs(needed) do
