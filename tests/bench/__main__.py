@@ -52,6 +52,7 @@ def _measures(peers: list[Peer]) -> dict[str, Measure]:
         "finish": lambda bench, figures: rows.beside_peers(bench, figures, peers),
         "batch": lambda bench, figures: rows.in_batches(bench, figures, peers),
         "share": rows.share,
+        "processes": rows.processes,
         "reaction": rows.reaction,
         "line": rows.long_line,
         "memory": rows.memory,

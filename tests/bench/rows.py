@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import statistics
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from bench.peers import OURS, Missing, Peer
 from bench.programs.common import Task, run
 from bench.programs.ours import FEW, PREFIX
-from bench.runs import Bench, Failed, Run
+from bench.runs import Bench, Failed, Program, Run
 from migrations.old_state import OldState
 from streams_queue import Queue
 from streams_queue_compat import chat_api_queue
@@ -176,6 +177,50 @@ def share(bench: Bench, figures: Figures) -> None:
         shares.append(bench.work(OURS, bench.options.messages).share)
     share = statistics.median(shares)
     figures.add("share of one Redis core in use while finishing", "85 %", f"{share:.0%}", share >= 0.85)
+
+
+def processes(bench: Bench, figures: Figures) -> None:
+    """What a second process of `streams-queue worker --processes` brings, by what a handler computes."""
+    for micros, messages in (
+        (0, bench.options.messages),
+        (200, bench.options.messages // 5),
+        (1000, bench.options.messages // 20),
+    ):
+        rates = [
+            [_rate_of_processes(bench, count, micros / 1e6, messages) for count in (1, 2)]
+            for _ in range(bench.options.pairs)
+        ]
+        one, two = (statistics.median(column) for column in zip(*rates, strict=True))
+        ratio = statistics.median(second / first for first, second in rates)
+        work = f"2 worker processes ({two:,.0f}/s) against one ({one:,.0f}/s), handlers that compute for {micros} µs"
+        figures.add(work, "reported", f"{ratio:.2f} x", None)
+
+
+def _rate_of_processes(bench: Bench, count: int, compute: float, messages: int) -> float:
+    """Messages a second, once all processes are at work: they start on a paused queue."""
+
+    async def resumed() -> None:
+        async with Queue(PREFIX, url=bench.url) as queue:
+            while (await queue.stats()).workers < count:  # noqa: ASYNC110  (another process)
+                await asyncio.sleep(0.05)
+            await queue.resume()
+
+    def when(share: float) -> float:
+        while int(bench.client.hget(f"{PREFIX}:stats", "completed_messages") or 0) < share * messages:
+            time.sleep(0.005)
+        return time.perf_counter()
+
+    bench.flush()
+    bench.fill(OURS, messages, "fill-many")
+    bench.client.hset(f"{PREFIX}:meta", "paused", 1)
+    arguments = ["worker", "bench.programs.several:worker", "--processes", str(count), "--log-level", "error"]
+    environment = {"BENCH_COMPUTE": str(compute), "STREAMS_QUEUE_URL": bench.url}
+    running = Program([sys.executable, "-m", "streams_queue.cli", *arguments], environment)
+    try:
+        run(resumed())
+        return 0.9 * messages / -(when(0.05) - when(0.95))
+    finally:
+        running.kill()
 
 
 def reaction(bench: Bench, figures: Figures) -> None:
