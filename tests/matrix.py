@@ -34,6 +34,7 @@ CLIENTS = ("8", "7", "6", "5", "5.0.2")
 CORE = (
     "transitions",
     "compat",
+    "cli/test_processes.py",
     *(f"test_{room}.py" for room in ("connection", "leases", "outages", "queue", "results", "worker")),
 )
 
