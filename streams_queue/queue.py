@@ -178,7 +178,7 @@ class Queue(Generic[Payload]):
         Args:
             payload: a dict, or the queue's Struct. Values come back as they were put in.
             id: a name of your own, ``[A-Za-z0-9_.:-]{1,128}``; a UUID4 otherwise.
-            priority: of two waiting messages the one of higher priority is taken first.
+            priority: of two waiting messages the higher is taken first, but for the shares of the lower priorities.
             delay: seconds by the server's clock before it stands in line.
             unique_key: while an unfinished message holds the same key, that one is returned as a duplicate.
             ttl: seconds it may wait, instead of the queue's.
@@ -240,8 +240,10 @@ class Queue(Generic[Payload]):
     async def ahead(self, id: str) -> int | None:
         """How many messages will be taken before this one, as things stand; None when it is in no queue.
 
-        What is being worked on does not count, higher priorities do. A message handed back or recovered is taken first,
-        whatever its place. O(log n), and the number of live workers.
+        What is being worked on does not count; higher priorities do, and the slots that lower ones are given meanwhile.
+        Right to one message where none arrives and workers take one at a time; who fills several slots takes them in
+        one step. A message handed back or recovered is taken first, whatever its place. O(log n), and the number of
+        live workers.
         """
         ((_, ahead),) = await self.transitions.positions([id])
         return ahead

@@ -1,5 +1,6 @@
--- claim: queued -> processing, highest priority first, what was handed back before what is new; for a consumer that holds
---        nothing (alone is 1) one suspect before all, and nothing beside it. An empty lock_ms is the lease.
+-- claim: queued -> processing, what was handed back before what is new, highest priority first but for the shares of the
+--        lower ones; for a consumer that holds nothing (alone is 1) one suspect before all, and nothing beside it. An
+--        empty lock_ms is the lease.
 -- KEYS     house
 -- ARGV     consumer lock_ms max_messages max_bytes alone
 -- RETURNS  {paused (0 or 1), suspects wait (0 or 1), entries looked at, rows, milliseconds for which the queue's rate is
@@ -11,6 +12,7 @@
 --- include ending
 --- include ownership
 --- include take
+--- include shares
 local consumer, max_messages, max_bytes = ARGV[1], number(ARGV[3], 1), number(ARGV[4], 0)
 local alone = ARGV[5] == '1'
 
@@ -36,7 +38,7 @@ end
 -- XPENDING found what was handed back, XCLAIM takes it over and gives the id. Redis 6.2 leaves a deleted entry pending.
 local function take_over(letter, pending, wanted)
   local entries = {}
-  for i = 1, math.min(wanted, #pending) do entries[i] = pending[i][1] end
+  for i = 1, math.min(wanted, #pending) do entries[i] = table.remove(pending, 1)[1] end
   if #entries == 0 then return {} end
   local claimed, seen = {}, {}
   for _, entry in ipairs(call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, unpack(entries))) do
@@ -51,12 +53,26 @@ local function take_over(letter, pending, wanted)
   return claimed
 end
 
-local function handed_back(letter, wanted) return take_over(letter, returned[letter], wanted) end
-
-local function new_entries(letter, wanted)
-  local reply = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', wanted, 'STREAMS', STREAMS[letter], '>')
-  return reply and reply[1] and reply[1][2] or {}
-end
+-- Where messages come from: what a line gives, whether there may be something, and whether there is.
+local handed_back = {
+  give = function(letter, wanted) return take_over(letter, returned[letter], wanted) end,
+  may_have = function(letter) return #returned[letter] > 0 end,
+  has = function(letter) return #returned[letter] > 0 end,
+}
+local new = {
+  give = function(letter, wanted)
+    local reply = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', wanted, 'STREAMS', STREAMS[letter], '>')
+    return reply and reply[1] and reply[1][2] or {}
+  end,
+  may_have = function(letter) return call('XLEN', STREAMS[letter]) > 0 end,
+  has = function(letter)
+    for _, group in ipairs(info_about('GROUPS', STREAMS[letter])) do
+      if group.name == GROUP then
+        return call('XRANGE', STREAMS[letter], '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1] ~= nil
+      end
+    end
+  end,
+}
 
 local rows, bytes, looked_at = {}, 0, 0
 
@@ -72,22 +88,44 @@ local function take_suspect()
   end
 end
 
-local function take_from(source)
-  for _, letter in ipairs(PRIORITIES) do
-    local wanted = max_messages - #rows
-    if wanted > 0 and bytes < max_bytes then
-      local entries = source(letter, wanted)
-      local places = in_line(entries)
-      for _, found in ipairs(entries) do
-        local id, room = found[2] and found[2][2], bytes < max_bytes
-        local row, size = take(letter, found[1], id, places, consumer, lock_ms, now, room)
-        looked_at = looked_at + 1
-        if row then
-          rows[#rows + 1] = row
-          bytes = bytes + size
-        end
-      end
+-- Adds what a line gives to its rows.
+local function take_of(source, letter, wanted, taken)
+  if wanted <= 0 or bytes >= max_bytes then return end
+  local entries = source.give(letter, wanted)
+  local places = in_line(entries)
+  for _, found in ipairs(entries) do
+    local id, room = found[2] and found[2][2], bytes < max_bytes
+    local row, size = take(letter, found[1], id, places, consumer, lock_ms, now, room)
+    looked_at = looked_at + 1
+    if row then
+      taken[#taken + 1] = row
+      bytes = bytes + size
     end
+  end
+end
+
+-- Which slot of the call is whose makes no difference: lower lines are given what they are due first, and come last.
+local function take_from(source)
+  local slots, lines, taken, last = max_messages - #rows, {}, {h = {}, n = {}, l = {}}, {}
+  local function free() return slots - #taken.h - #taken.n - #taken.l end
+  if slots <= 0 then return end
+  for _, letter in ipairs(PRIORITIES) do
+    if source.may_have(letter) then append(lines, letter) end
+  end
+  if #lines > 1 then read_shares() end
+  for i = #lines, 2, -1 do
+    take_of(source, lines[i], math.min(free(), slots_due(lines[i], slots)), taken[lines[i]])
+  end
+  for _, letter in ipairs(lines) do
+    last[letter] = free() == 0 or bytes >= max_bytes  -- higher ones took all slots: this line has waited for them
+    take_of(source, letter, free(), taken[letter])
+  end
+  for i = 2, #lines do
+    local letter = lines[i]
+    settle_credit(letter, last[letter] and source.has(letter), slots - free(), #taken[letter])
+  end
+  for _, letter in ipairs(lines) do
+    for _, row in ipairs(taken[letter]) do append(rows, row) end
   end
 end
 
@@ -96,7 +134,8 @@ if suspect then
   rows[1] = suspect
 else
   take_from(handed_back)
-  take_from(new_entries)
+  take_from(new)
+  write_credits()
 end
 spend_of_queue(#rows, now)
 return finish({0, suspects_wait, looked_at, rows, #rows < left and 0 or wait_ms})

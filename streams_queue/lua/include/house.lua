@@ -26,7 +26,8 @@ local function number(value, default) return tonumber(value) or default end
 
 -- What the queue has agreed on: all of it is read at once, the first time that something is asked.
 local AGREED = {'lease_ms', 'paused', 'user_index', 'limit_key', 'limit_max_length', 'limit_accept',
-                'limit_accept_per_key', 'limit_work', 'limit_work_per_key', 'limit_concurrency_per_key', 'parked_cursor'}
+                'limit_accept_per_key', 'limit_work', 'limit_work_per_key', 'limit_concurrency_per_key', 'parked_cursor',
+                'limit_normal_share', 'limit_low_share', 'credit_normal', 'credit_low'}
 local agreement
 local function agreed(name)
   if not agreement then
