@@ -10,7 +10,8 @@ from streams_queue.model import Lease, Priority, Status
 
 class NewMessage(NamedTuple):
     """What `enqueue` writes: `fields` is the flat list of names and values, `slot` the dedup key or None, `listener`
-    the channel on which the message's transitions are told, if any.
+    the channel on which the message's transitions are told, if any, and `at`, epoch seconds by the server's clock, says
+    when it is due, in place of a delay.
     """
 
     id: str
@@ -20,6 +21,7 @@ class NewMessage(NamedTuple):
     slot: str | None
     fields: Sequence[bytes]
     listener: str = ""
+    at: float | None = None
 
 
 class Enqueued(NamedTuple):

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, overload
@@ -167,6 +169,7 @@ class Queue(Generic[Payload]):
         id: str | None = None,
         priority: Priority = "normal",
         delay: float | None = None,
+        at: datetime | float | None = None,
         unique_key: str | None = None,
         ttl: float | None = None,
         replicas: int = 0,
@@ -180,6 +183,8 @@ class Queue(Generic[Payload]):
             id: a name of your own, ``[A-Za-z0-9_.:-]{1,128}``; a UUID4 otherwise.
             priority: of two waiting messages the higher is taken first, but for the shares of the lower priorities.
             delay: seconds by the server's clock before it stands in line.
+            at: when it comes into line instead, by the server's clock: epoch seconds, or a datetime with a time zone. A
+                time that is past means now.
             unique_key: while an unfinished message holds the same key, that one is returned as a duplicate.
             ttl: seconds it may wait, instead of the queue's.
             replicas: how many of the server's replicas must have it in memory, too. Waits for them for half of the
@@ -198,7 +203,7 @@ class Queue(Generic[Payload]):
         batcher = self._batcher(replicas)
         slot = self._slot(unique_key) if unique_key is not None else None
         own_id = valid_id(id) if id is not None else str(uuid.uuid4())
-        message = self._new(payload, own_id, self._how(priority, delay, ttl), slot)
+        message = self._new(payload, own_id, self._how(priority, delay, ttl, at), slot)
         if tracing.is_on():
             answer = await tracing.send(self.keys.prefix, [message], lambda traced: batcher.submit(*traced))
         else:
@@ -212,6 +217,7 @@ class Queue(Generic[Payload]):
         *,
         priority: Priority = "normal",
         delay: float | None = None,
+        at: datetime | float | None = None,
         ttl: float | None = None,
         replicas: int = 0,
     ) -> list[Receipt]:
@@ -221,7 +227,7 @@ class Queue(Generic[Payload]):
         its text says that too few of ``replicas`` confirmed some, all of them are.
         """
         _check_replicas(replicas)
-        how = self._how(priority, delay, ttl)
+        how = self._how(priority, delay, ttl, at)
         ids = _new_ids(len(payloads))
         messages = [self._new(payload, id, how, None) for payload, id in zip(payloads, ids, strict=True)]
         send = partial(self._send, replicas=replicas)
@@ -355,16 +361,19 @@ class Queue(Generic[Payload]):
         return text(fields.get("_sq_reason")) or "error"
 
     def _new(self, payload: Payload | Mapping[str, Any], id: str, how: "_How", slot: str | None) -> NewMessage:
-        return NewMessage(id, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload))
+        return NewMessage(id, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload), at=how.at)
 
-    def _how(self, priority: str, delay: float | None, ttl: float | None) -> "_How":
+    def _how(self, priority: str, delay: float | None, ttl: float | None, at: datetime | float | None = None) -> "_How":
         if priority not in tuple(LETTERS):
             raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
         if delay is not None and not (_is_time(delay) or delay == 0):
             raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 to {LONGEST:.0f}")
         if ttl is not None and not _is_time(ttl):
             raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0, up to {LONGEST:.0f}")
-        return _How(priority, delay or 0.0, ttl if ttl is not None else self.ttl)  # type: ignore[arg-type]  # checked
+        if delay is not None and at is not None:
+            raise InvalidMessage(f"delay {delay!r} and at {at!r} both say when it is due: give one of them")
+        due = None if at is None else _moment(at)
+        return _How(priority, delay or 0.0, due, ttl if ttl is not None else self.ttl)  # type: ignore[arg-type]  # checked
 
     def _slot(self, unique_key: str) -> str:
         try:
@@ -452,11 +461,25 @@ class _How(NamedTuple):
 
     priority: Priority
     delay: float
+    at: float | None
     ttl: float | None
 
 
 def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and 0 < value <= LONGEST
+
+
+def _moment(at: Any) -> float:
+    """Epoch seconds. How far off they may be needs no exact clock: that of this process will do."""
+    if isinstance(at, datetime):
+        if at.utcoffset() is None:
+            raise InvalidMessage(f"at {at!r} has no time zone: write at.astimezone() if it is local time")
+        at = at.timestamp()
+    if not isinstance(at, (int, float)) or not at >= 0:
+        raise InvalidMessage(f"at {at!r} is neither epoch seconds from 0 on nor a datetime with a time zone")
+    if at > time.time() + LONGEST:
+        raise InvalidMessage(f"at {at!r} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
+    return float(at)
 
 
 def _check_replicas(replicas: Any) -> None:

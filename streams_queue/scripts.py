@@ -35,7 +35,7 @@ class Script(NamedTuple):
 
 ENQUEUE = Script(
     "enqueue", ("dedup_expiry", "index_users", "replicas"),
-    ("id", "priority", "delay", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
+    ("id", "priority", "delay", "at", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
 )  # fmt: skip
 CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes", "alone"), idempotent=False)
 ADOPT = Script("adopt", ("consumer", "max_messages"), ("entry",), idempotent=False)

@@ -587,7 +587,8 @@ def _with_prefix(prefix: str, counters: Mapping[str, int]) -> dict[str, int]:
 
 def _row_of_new(m: NewMessage) -> tuple[_Argument, ...]:
     ttl = "" if m.ttl is None else m.ttl
-    return (m.id, m.priority, m.delay, ttl, m.listener, int(m.slot is not None), len(m.fields) // 2)
+    at = "" if m.at is None else m.at
+    return (m.id, m.priority, m.delay, at, ttl, m.listener, int(m.slot is not None), len(m.fields) // 2)
 
 
 def _milliseconds(duration: float | None) -> int | str:

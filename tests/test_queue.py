@@ -7,6 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
@@ -161,6 +162,15 @@ BAD: dict[str, dict[str, Any]] = {
     "delay inf": {"delay": float("inf")},
     "delay of ages": {"delay": 1e15},
     "delay that is text": {"delay": "5"},
+    "at without a time zone": {"at": datetime(2030, 1, 1)},  # noqa: DTZ001  (what is refused)
+    "at before the epoch": {"at": datetime(1969, 1, 1, tzinfo=UTC)},
+    "negative at": {"at": -1},
+    "at nan": {"at": float("nan")},
+    "at inf": {"at": float("inf")},
+    "at in milliseconds": {"at": 1.8e12},
+    "at that is text": {"at": "2030-01-01T00:00:00Z"},
+    "both delay and at": {"delay": 5, "at": 1.9e9},
+    "no delay and at": {"delay": 0, "at": 1.9e9},
     "ttl zero": {"ttl": 0},
     "ttl negative": {"ttl": -5},
     "ttl nan": {"ttl": float("nan")},
@@ -405,6 +415,46 @@ async def test_a_delay_ends_by_the_servers_clock(queue, redis, prefix):
     assert 0.5 <= seconds + micros / 1e6 - began < 2.5
     (message,) = handler.messages
     assert message.deliveries == 1
+
+
+REMEDIES: dict[str, dict[str, Any]] = {
+    "astimezone": {"at": datetime(2030, 1, 1)},  # noqa: DTZ001  (what is refused)
+    "no milliseconds": {"at": 1.8e12},
+    "give one of them": {"delay": 5, "at": 1.9e9},
+    "from 0 on": {"at": -7},
+}
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+async def test_a_bad_time_is_named_with_the_remedy(queue, remedy):
+    options = REMEDIES[remedy]
+    with pytest.raises(InvalidMessage, match=remedy) as refused:
+        await queue.enqueue({}, **options)
+    assert repr(options["at"]) in str(refused.value)
+    with pytest.raises(InvalidMessage, match=remedy):
+        await queue.enqueue_many([{}], **options)
+
+
+async def test_at_is_when_it_is_due_whatever_the_client_s_clock_says(queue, redis, prefix, monkeypatch):
+    seconds, _ = await redis.time()
+    zone = timezone(timedelta(hours=5.5))
+    monkeypatch.setattr(time, "time", lambda: seconds + 3600.0)
+    one = await queue.enqueue({}, at=seconds + 100.25)
+    (two,) = await queue.enqueue_many([{}], at=datetime.fromtimestamp(seconds + 200, zone))
+    past = await queue.enqueue({}, at=seconds - 100)
+    assert (one.status, two.status, past.status) == ("scheduled", "scheduled", "queued")
+    due = dict(await redis.zrange(f"{prefix}:queue:scheduled", 0, -1, withscores=True))
+    assert due == {one.id: pytest.approx(seconds + 100.25, abs=1e-5), two.id: pytest.approx(seconds + 200, abs=1e-5)}
+    assert [await queue.position(id) for id in (past.id, one.id, two.id)] == [1, 2, 3]
+    assert await queue.remove(one.id)
+    assert await queue.position(one.id) is None
+    assert await redis.zcard(f"{prefix}:queue:scheduled") == 1
+
+
+async def test_what_is_scheduled_lives_on_after_it_is_due(server, prefix, redis):
+    async with queue_at(server, prefix, ttl=100) as queue:
+        receipt = await queue.enqueue({}, at=(await redis.time())[0] + 50)
+        assert 145 < await redis.ttl(f"{prefix}:msg:{receipt.id}") <= 150
 
 
 async def test_a_clock_of_the_client_that_is_wrong_changes_nothing(queue, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from streams_queue.cli.durations import duration
+from streams_queue.cli.durations import duration, time
 from streams_queue.cli.options import EXIT_CODES, Json, Prefix, Url, Yes, on_queue, queue_name
 from streams_queue.cli.output import (
     Column,
@@ -97,6 +97,10 @@ def enqueue(
     delay: Annotated[
         float | None, typer.Option(parser=duration, metavar="TIME", help="How long it stays out of line, as in 15m.")
     ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(parser=time, metavar="TIME", help="When it comes into line, as in 2026-12-24T18:00:00+01:00."),
+    ] = None,
     unique_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Of unfinished messages with this key there is one.")
     ] = None,
@@ -105,7 +109,7 @@ def enqueue(
     ] = None,
 ) -> None:
     """Put messages in the queue."""
-    options: dict[str, Any] = {"priority": priority.value, "delay": delay, "ttl": ttl}
+    options: dict[str, Any] = {"priority": priority.value, "delay": delay, "at": at, "ttl": ttl}
     if payload == "-":
         if id is not None or unique_key is not None:
             fail("--id and --unique-key are for one message, which stands in the command", MISUSED)

@@ -1,7 +1,7 @@
 -- enqueue: nothing -> queued, or scheduled where it is due later
 -- KEYS     house, then per message: message done slot
--- ARGV     dedup_expiry index_users replicas, then per message: id priority delay ttl listener deduplicated count, then count fields
---          and values
+-- ARGV     dedup_expiry index_users replicas, then per message: id priority delay at ttl listener deduplicated count, then count
+--          fields and values; at is when it is due, by the server's clock, or empty where the delay says it
 -- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"}
 --- include house
 --- include place
@@ -106,13 +106,14 @@ indexes_users = index or agreed('user_index') == '1'
 local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 4, #ARGV
 local stamp, messages, bodies, markers = seconds(now), {}, {}, {}
 while a <= last do
-  local fields, i = number(ARGV[a + 6]), #messages + 1
+  local fields, at, i = number(ARGV[a + 7]), number(ARGV[a + 3]), #messages + 1
   messages[i] = {
-    id = ARGV[a], letter = string.sub(ARGV[a + 1], 1, 1), delay = number(ARGV[a + 2], 0), ttl = ARGV[a + 3],
-    listener = ARGV[a + 4], slot = ARGV[a + 5] == '1' and KEYS[k + 2] or nil, first = a + 7, last = a + 6 + 2 * fields,
+    id = ARGV[a], letter = string.sub(ARGV[a + 1], 1, 1), ttl = ARGV[a + 4], listener = ARGV[a + 5],
+    delay = at and math.max(0, at - now) or number(ARGV[a + 2], 0), slot = ARGV[a + 6] == '1' and KEYS[k + 2] or nil,
+    first = a + 8, last = a + 7 + 2 * fields,
   }
   bodies[i], markers[i] = KEYS[k], KEYS[k + 1]
-  a, k = a + 7 + 2 * fields, k + 3
+  a, k = a + 8 + 2 * fields, k + 3
 end
 markers = call('MGET', unpack(markers))
 local some_known = call('EXISTS', unpack(bodies)) > 0  -- nearly always all ids are new

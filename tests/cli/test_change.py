@@ -36,6 +36,12 @@ async def test_a_delay(run, queue):
     assert 890 < run("show", "o1", "--json").json["due_at"] - run("show", "o1", "--json").json["now"] <= 900
 
 
+@pytest.mark.parametrize("at", ["2090-12-24T18:00:00+01:00", "2090-12-24T17:00:00Z", "3817818000"])
+async def test_a_time(run, queue, at):
+    assert run("enqueue", "{}", "--id", "o1", "--at", at).out == "o1 scheduled\n"
+    assert run("show", "o1", "--json").json["due_at"] == 3817818000
+
+
 async def test_lines_of_standard_input(run, queue):
     lines = "".join(f'{{"n": {n}}}\n' for n in range(1201))
     receipts = run("enqueue", "-", "--json", "--priority", "low", stdin=lines).json
@@ -73,6 +79,7 @@ async def test_a_bad_line_says_what_is_in_the_queue_by_then(run, queue):
         (["{}", "--id", "a b"], "message id 'a b' is not 1 to 128 of the characters"),
         (["{}", "--ttl", "0"], "ttl 0.0 is not a number of seconds above 0"),
         (["{}", "--delay", "9999999d"], "delay 863999913600.0 is not a number of seconds from 0"),
+        (["{}", "--delay", "5", "--at", "3817818000"], "delay 5.0 and at 3817818000.0 both say when it is due"),
         (["-", "--id", "x"], "--id and --unique-key are for one message"),
     ],
 )
@@ -83,7 +90,10 @@ async def test_what_is_refused(run, queue, arguments, error):
     assert await queue.length() == 0
 
 
-@pytest.mark.parametrize("option", [("--delay", "soon"), ("--ttl", "-5"), ("--priority", "urgent")])
+@pytest.mark.parametrize("option", [
+    ("--delay", "soon"), ("--ttl", "-5"), ("--priority", "urgent"), ("--at", "noon"), ("--at", "2090-12-24T18:00:00"),
+    ("--at", "nan"),
+])  # fmt: skip
 async def test_misuse(run, option):
     code, out, err = run("enqueue", "{}", *option)
     assert (code, out) == (2, "")
