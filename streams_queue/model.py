@@ -23,8 +23,8 @@ class Status(StrEnum):
     SCHEDULED = "scheduled"
     """Waits for the time its producer asked for. `enqueue` puts it there, `promote` takes it out."""
     QUEUED = "queued"
-    """Waits in line. `enqueue`, `promote`, `release`, `sweep`, `requeue` and `reconcile` put it there, `claim` takes
-    it out."""
+    """Waits in line. `enqueue`, `promote`, `release`, `sweep`, `requeue` and `reconcile` put it there, `prioritise`
+    moves it, `claim` takes it out."""
     PROCESSING = "processing"
     """A worker holds it. `claim` and `adopt` put it there; every finishing transition, `release` and `sweep` take it
     out."""
@@ -72,6 +72,7 @@ TRANSITIONS: dict[str, Transition] = {
         {Status.SCHEDULED, Status.QUEUED, Status.PROCESSING, Status.RETRY, Status.ERROR}, {Status.REMOVED}
     ),
     "requeue": _transition({Status.ERROR}, {Status.QUEUED, *_GONE}),
+    "prioritise": _transition({Status.QUEUED}, {Status.QUEUED}),
     "reconcile": _transition(
         {None, Status.QUEUED, Status.PROCESSING, Status.RETRY, Status.ERROR}, {Status.QUEUED, *_GONE}
     ),

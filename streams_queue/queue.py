@@ -281,6 +281,20 @@ class Queue(Generic[Payload]):
         """
         return (await self.transitions.remove([id]))[0]
 
+    async def set_priority(self, id: str, priority: Priority) -> bool:
+        """Give a waiting message another priority; False when it does not wait: processing, finished, dead, unknown.
+
+        It takes the place of a new arrival in that line, and so its `position` is the last, too. One that waits for a
+        retry or a due time goes on waiting, and comes into that line then. One that has this priority stays where it
+        is. O(log n).
+
+        Raises:
+            InvalidMessage: there is no such priority.
+        """
+        _check_priority(priority)
+        (answer,) = await self.transitions.prioritise([id], priority)
+        return answer in {"changed", "same"}
+
     async def length(self) -> int:
         """Messages accepted and not finished: main, retry and scheduled. O(number of workers)."""
         stats = await self.stats()
@@ -364,8 +378,7 @@ class Queue(Generic[Payload]):
         return NewMessage(id, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload), at=how.at)
 
     def _how(self, priority: str, delay: float | None, ttl: float | None, at: datetime | float | None = None) -> "_How":
-        if priority not in tuple(LETTERS):
-            raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
+        _check_priority(priority)
         if delay is not None and not (_is_time(delay) or delay == 0):
             raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 to {LONGEST:.0f}")
         if ttl is not None and not _is_time(ttl):
@@ -480,6 +493,11 @@ def _moment(at: Any) -> float:
     if at > time.time() + LONGEST:
         raise InvalidMessage(f"at {at!r} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
     return float(at)
+
+
+def _check_priority(priority: Any) -> None:
+    if priority not in tuple(LETTERS):
+        raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
 
 
 def _check_replicas(replicas: Any) -> None:

@@ -56,6 +56,7 @@ SWEEP = Script("sweep", ("consumer", "max_deliveries", "dead_letter_ttl", "limit
 PROMOTE = Script("promote", ("limit",))
 REMOVE = Script("remove", ("only_dead",), ("id",), ("message", "lock", "done"))
 REQUEUE = Script("requeue", ("dedup_expiry",), ("id",), ("message", "lock", "done"))
+PRIORITISE = Script("prioritise", ("priority",), ("id",), ("message",))
 RECONCILE = Script("reconcile", ("cursor", "limit", "adopted_ttl", "dedup_expiry"))
 UPKEEP = Script("upkeep", ("consumer", "turn_ms", "limit", "adopted_ttl", "dedup_expiry"), keys=("maintainer",))
 JOIN = Script("join", ("consumer", "lease_ms", "schema"))
@@ -77,7 +78,8 @@ LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 
 SCRIPTS = (
-    ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE, RECONCILE,
+    ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE,
+    PRIORITISE, RECONCILE,
     UPKEEP, JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
     AMEND, LIMIT, LOCK, UNLOCK,
 )  # fmt: skip

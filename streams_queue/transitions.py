@@ -39,7 +39,7 @@ from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
 from streams_queue.limits import FIELDS, Limits, from_meta, to_meta
-from streams_queue.model import Lease, Stats, Status
+from streams_queue.model import Lease, Priority, Stats, Status
 
 SCHEMA = 1
 """The version of the layout in Redis. An engine refuses a queue that a newer one wrote."""
@@ -119,6 +119,12 @@ class Transitions:
     async def requeue(self, ids: Sequence[str], *, dedup_expiry: int) -> list[str]:
         """Dead letters back in line: ``queued``, ``missing`` or ``expired`` for each."""
         return await self._each(scripts.REQUEUE, (dedup_expiry,), [(id,) for id in ids])
+
+    async def prioritise(self, ids: Sequence[str], priority: Priority) -> list[str]:
+        """Give waiting messages another priority, at the tail of its line: ``changed`` or ``same`` for each, or
+        ``processing``, ``dead`` or ``missing`` where it does not wait. O(log n) each.
+        """
+        return await self._each(scripts.PRIORITISE, (priority,), [(id,) for id in ids])
 
     # ---- to a worker
 

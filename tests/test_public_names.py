@@ -75,7 +75,8 @@ def test_signatures():
         "dead_letter_ttl": 30 * 86400, "max_payload": 1 << 20,
     }  # fmt: skip
     assert defaults(Queue.enqueue) == {
-        "payload": ..., "id": None, "priority": "normal", "delay": None, "unique_key": None, "ttl": None, "replicas": 0,
+        "payload": ..., "id": None, "priority": "normal", "delay": None, "at": None, "unique_key": None, "ttl": None,
+        "replicas": 0,
     }  # fmt: skip
     assert defaults(Worker) == {
         "queue": ..., "concurrency": 32, "lease": 30.0, "max_retries": 3, "retry_delay": 5.0, "max_deliveries": 3,

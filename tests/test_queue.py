@@ -399,6 +399,37 @@ async def test_retries_and_scheduled_ones_stand_behind(queue):
     assert (stats.main, stats.retry, stats.scheduled, stats.processing, stats.dead) == (1, 1, 2, 0, 0)
 
 
+# ---- priority
+
+
+async def test_a_waiting_message_is_given_another_priority(queue):
+    handler = Handler()
+    for n in range(3):
+        await queue.enqueue({}, id=f"m{n}")
+    scheduled = await queue.enqueue({}, delay=60)
+    assert await queue.set_priority("m2", "high")
+    assert await queue.set_priority("m0", "low")
+    assert await queue.set_priority(scheduled.id, "high")
+    assert [(await queue.get(id)).priority for id in ("m0", "m1", "m2", scheduled.id)] == [
+        "low",
+        "normal",
+        "high",
+        "high",
+    ]
+    assert [await queue.position(f"m{n}") for n in range(3)] == [3, 1, 2]
+    assert [await queue.ahead(f"m{n}") for n in range(3)] == [2, 1, 0]
+    await work(queue, handler.handle, concurrency=1)
+    assert handler.ids == ["m2", "m1", "m0"]
+    assert not await queue.set_priority("m0", "high")
+
+
+@pytest.mark.parametrize("priority", ["urgent", "", None, 5, ["high"]])
+async def test_an_unknown_priority_is_refused(queue, priority):
+    await queue.enqueue({}, id="a")
+    with pytest.raises(InvalidMessage, match="use one of high, normal, low"):
+        await queue.set_priority("a", priority)
+
+
 # ---- delay and time to live
 
 

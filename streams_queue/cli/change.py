@@ -1,4 +1,4 @@
-"""The commands that change a queue: `enqueue`, `remove`, `pause`, `resume`."""
+"""The commands that change a queue: `enqueue`, `priority`, `remove`, `pause`, `resume`."""
 
 import sys
 from collections.abc import Iterator
@@ -49,6 +49,17 @@ Examples:
 
 \b
 A handler that works on a removed message is cancelled.
+
+{EXIT_CODES}"""
+
+PRIORITY_EPILOG = f"""\
+\b
+Example:
+  streams-queue priority order-1 high --prefix orders
+
+\b
+The message takes the place of a new arrival among those of that priority. One
+that waits for a retry or a due time goes on waiting.
 
 {EXIT_CODES}"""
 
@@ -179,6 +190,21 @@ def remove(
     with outcomes_of(as_json=as_json) as tell:
         tell(ids, ["removed" if done else "missing" for done in removed])
     if not all(removed):
+        raise typer.Exit(FAILED)
+
+
+def priority(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The message's id.", show_default=False)],
+    priority: Annotated[PriorityName, typer.Argument(help="The one that it gets.", show_default=False)],
+    prefix: Prefix = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Give a waiting message another priority."""
+    answers = on_queue(prefix, url, lambda queue: queue.transitions.prioritise([id], priority.value))
+    with outcomes_of(as_json=as_json) as tell:
+        tell([id], answers)
+    if not {"changed", "same"}.issuperset(answers):
         raise typer.Exit(FAILED)
 
 

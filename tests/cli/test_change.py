@@ -106,6 +106,23 @@ async def test_a_payload_over_the_limit(run, queue):
     assert "1048576 are allowed" in err
 
 
+# ---- priority
+
+
+async def test_priority(run, queue):
+    await queue.enqueue({}, id="o1")
+    await queue.enqueue({}, id="o2", delay=60)
+    assert run("priority", "o1", "high") == (0, "id  outcome\no1  changed\n", "")
+    assert run("priority", "o2", "low", "--json").json == [{"id": "o2", "outcome": "changed"}]
+    assert run("priority", "o1", "high", "--json").json == [{"id": "o1", "outcome": "same"}]
+    assert [(await queue.get(id)).priority for id in ("o1", "o2")] == ["high", "low"]
+    code, out, _ = run("priority", "nonesuch", "low", "--json")
+    assert (code, json.loads(out)) == (1, [{"id": "nonesuch", "outcome": "missing"}])
+    code, out, err = run("priority", "o1", "urgent")
+    assert (code, out) == (2, "")
+    assert "'urgent' is not one of 'high', 'normal', 'low'" in err
+
+
 # ---- remove
 
 

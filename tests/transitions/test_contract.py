@@ -206,6 +206,7 @@ async def test_no_call_sends_more_than_500_messages(queue: Queue, monkeypatch: p
     assert len(await t.watch("channel", ids)) == 1001
     assert len(await t.read(ids)) == 1001
     assert len(await t.requeue(ids, dedup_expiry=1)) == 1001
+    assert len(await t.prioritise(ids, "high")) == 1001
     assert len(await t.remove(ids)) == 1001
     assert len((await t.claim("w1", 1001)).deliveries) == 0
     assert max(sizes) == 500
@@ -230,6 +231,7 @@ async def test_every_key_known_beforehand_is_declared(queue: Queue, monkeypatch:
     await t.dead_letter("w1", [Failure(lease, 1.0, "error", "")], dead_letter_ttl=1)
     await t.release("w1", [lease])
     await t.requeue(["a"], dedup_expiry=1)
+    await t.prioritise(["a"], "high")
     await t.watch("channel", ["a"])
     await t.update("a", [b"x", b"y"], b"")
     await t.remove(["a"])
@@ -242,6 +244,7 @@ async def test_every_key_known_beforehand_is_declared(queue: Queue, monkeypatch:
         "dead_letter": [body, lock, done],
         "release": [body, lock],
         "requeue": [body, lock, done],
+        "prioritise": [body],
         "watch": [body, done],
         "update": [body],
         "remove": [body, lock, done],

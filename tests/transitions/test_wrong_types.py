@@ -27,6 +27,7 @@ TRANSITIONS: dict[str, Call] = {
     "promote": lambda queue, _: queue.transitions.promote(),
     "remove": lambda queue, lease: queue.transitions.remove([lease.id]),
     "requeue": lambda queue, _: queue.requeue("dead"),
+    "prioritise": lambda queue, _: queue.transitions.prioritise(["waiting"], "high"),
     "reconcile": lambda queue, _: queue.full_pass(),
     "prune": lambda queue, _: queue.transitions.prune("w1", 1000),
     "join": lambda queue, _: queue.transitions.join("w2", 30),

@@ -178,6 +178,7 @@ class _Trial:
             lambda: taken(lambda lease: at.dead_letter(_CONSUMER, failed(lease), dead_letter_ttl=_SECONDS)),
         )
         yield names.PROMOTE, at.promote
+        yield names.PRIORITISE, lambda: at.prioritise(_IDS, "high")
         yield names.RELEASE, lambda: taken(lambda lease: at.release(_CONSUMER, [lease]))
         yield names.REQUEUE, lambda: at.requeue(_IDS, dedup_expiry=_SECONDS)
         yield names.LOCK, lambda: at.lock(keys.maintainer, _CONSUMER, 1.0, shared=True)

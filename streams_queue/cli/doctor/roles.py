@@ -38,11 +38,12 @@ _OF_PEOPLE = frozenset({
 SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
     Role.PRODUCER: (
         scripts.ENQUEUE, scripts.POSITION, scripts.READ, scripts.UPDATE, scripts.REMOVE, scripts.WATCH, scripts.STATS,
-        scripts.FIRST_OF_USER,
+        scripts.FIRST_OF_USER, scripts.PRIORITISE,
     ),
     Role.WORKER: tuple(script for script in SCRIPTS if script not in _OF_PEOPLE),
     Role.MAINTAINER: (
-        *_LOOKS, scripts.ENQUEUE, scripts.UPDATE, scripts.REMOVE, scripts.REQUEUE, scripts.AMEND, *door.SCRIPTS,
+        *_LOOKS, scripts.ENQUEUE, scripts.UPDATE, scripts.REMOVE, scripts.REQUEUE, scripts.AMEND,
+        scripts.PRIORITISE, *door.SCRIPTS,
     ),
     Role.VIEWER: _LOOKS,
 }  # fmt: skip
