@@ -248,8 +248,8 @@ class Queue(Generic[Payload]):
 
         What is being worked on does not count; higher priorities do, and the slots that lower ones are given meanwhile.
         Right to one message where none arrives and workers take one at a time; who fills several slots takes them in
-        one step. A message handed back or recovered is taken first, whatever its place. O(log n), and the number of
-        live workers.
+        one step. A message handed back or recovered is the first of its priority. O(log n), and the number of live
+        workers.
         """
         ((_, ahead),) = await self.transitions.positions([id])
         return ahead

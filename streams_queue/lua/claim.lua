@@ -1,5 +1,5 @@
--- claim: queued -> processing, what was handed back before what is new, highest priority first but for the shares of the
---        lower ones; for a consumer that holds nothing (alone is 1) one suspect before all, and nothing beside it. An
+-- claim: queued -> processing, highest priority first but for the shares of the lower ones, in each what was handed back
+--        before what is new; for a consumer that holds nothing (alone is 1) one suspect before all, and nothing beside it. An
 --        empty lock_ms is the lease.
 -- KEYS     house
 -- ARGV     consumer lock_ms max_messages max_bytes alone
@@ -53,26 +53,25 @@ local function take_over(letter, pending, wanted)
   return claimed
 end
 
--- Where messages come from: what a line gives, whether there may be something, and whether there is.
-local handed_back = {
-  give = function(letter, wanted) return take_over(letter, returned[letter], wanted) end,
-  may_have = function(letter) return #returned[letter] > 0 end,
-  has = function(letter) return #returned[letter] > 0 end,
-}
-local new = {
-  give = function(letter, wanted)
-    local reply = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', wanted, 'STREAMS', STREAMS[letter], '>')
-    return reply and reply[1] and reply[1][2] or {}
-  end,
-  may_have = function(letter) return call('XLEN', STREAMS[letter]) > 0 end,
-  has = function(letter)
-    for _, group in ipairs(info_about('GROUPS', STREAMS[letter])) do
-      if group.name == GROUP then
-        return call('XRANGE', STREAMS[letter], '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1] ~= nil
-      end
+-- What a line gives: what was handed back, then what is new.
+local function entries_of(letter, wanted)
+  local entries = take_over(letter, returned[letter], wanted)
+  if #entries == wanted then return entries end
+  local reply = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', wanted - #entries, 'STREAMS', STREAMS[letter], '>')
+  for _, entry in ipairs(reply and reply[1] and reply[1][2] or {}) do append(entries, entry) end
+  return entries
+end
+
+local function may_wait(letter) return #returned[letter] > 0 or call('XLEN', STREAMS[letter]) > 0 end
+
+local function waits(letter)
+  if #returned[letter] > 0 then return true end
+  for _, group in ipairs(info_about('GROUPS', STREAMS[letter])) do
+    if group.name == GROUP then
+      return call('XRANGE', STREAMS[letter], '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1] ~= nil
     end
-  end,
-}
+  end
+end
 
 local rows, bytes, looked_at = {}, 0, 0
 
@@ -89,9 +88,9 @@ local function take_suspect()
 end
 
 -- Adds what a line gives to its rows.
-local function take_of(source, letter, wanted, taken)
+local function take_of(letter, wanted, taken)
   if wanted <= 0 or bytes >= max_bytes then return end
-  local entries = source.give(letter, wanted)
+  local entries = entries_of(letter, wanted)
   local places = in_line(entries)
   for _, found in ipairs(entries) do
     local id, room = found[2] and found[2][2], bytes < max_bytes
@@ -105,25 +104,25 @@ local function take_of(source, letter, wanted, taken)
 end
 
 -- Which slot of the call is whose makes no difference: lower lines are given what they are due first, and come last.
-local function take_from(source)
-  local slots, lines, taken, last = max_messages - #rows, {}, {h = {}, n = {}, l = {}}, {}
-  local function free() return slots - #taken.h - #taken.n - #taken.l end
-  if slots <= 0 then return end
+local function take_all()
+  local lines, taken, last = {}, {h = {}, n = {}, l = {}}, {}
+  local function free() return max_messages - #taken.h - #taken.n - #taken.l end
   for _, letter in ipairs(PRIORITIES) do
-    if source.may_have(letter) then append(lines, letter) end
+    if may_wait(letter) then append(lines, letter) end
   end
   if #lines > 1 then read_shares() end
   for i = #lines, 2, -1 do
-    take_of(source, lines[i], math.min(free(), slots_due(lines[i], slots)), taken[lines[i]])
+    take_of(lines[i], math.min(free(), slots_due(lines[i], max_messages)), taken[lines[i]])
   end
   for _, letter in ipairs(lines) do
     last[letter] = free() == 0 or bytes >= max_bytes  -- higher ones took all slots: this line has waited for them
-    take_of(source, letter, free(), taken[letter])
+    take_of(letter, free(), taken[letter])
   end
   for i = 2, #lines do
     local letter = lines[i]
-    settle_credit(letter, last[letter] and source.has(letter), slots - free(), #taken[letter])
+    settle_credit(letter, last[letter] and waits(letter), max_messages - free(), #taken[letter])
   end
+  write_credits()
   for _, letter in ipairs(lines) do
     for _, row in ipairs(taken[letter]) do append(rows, row) end
   end
@@ -133,9 +132,7 @@ local suspect = alone and take_suspect()
 if suspect then
   rows[1] = suspect
 else
-  take_from(handed_back)
-  take_from(new)
-  write_credits()
+  take_all()
 end
 spend_of_queue(#rows, now)
 return finish({0, suspects_wait, looked_at, rows, #rows < left and 0 or wait_ms})

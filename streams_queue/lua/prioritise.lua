@@ -6,6 +6,9 @@
 --          letter) | "missing" (it is in no queue, or its body ran out); all but the first as it was
 --- include house
 --- include place
+--- include limits
+--- include turns
+--- include ending
 local wanted = string.sub(ARGV[1], 1, 1)
 
 local wrong = wrong_type()
@@ -15,6 +18,7 @@ local now = server_time()
 -- One without an entry came from an old producer, or lost it: `reconcile` gives it one, in the line that its hash says.
 local function move(id, body)
   local score, entry = next_score(now), live_entry(body)
+  leave_turns(body, id, now)  -- the others of its key come before it now
   if entry then
     call('HSET', message_key(id), '_sq_entry', join_line(id, wanted, score), 'status', 'queued')
     drop_entry(letter_of(body), entry)
@@ -25,6 +29,7 @@ local function move(id, body)
     call('HSET', message_key(id), '_sq_entry', wanted)
   end
   index_user(body, id, score, body._sq_ttl)
+  enter_turns(body, id, score)
 end
 
 local function prioritise(id)

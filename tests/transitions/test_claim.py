@@ -71,17 +71,17 @@ async def test_the_body_s_time_to_live_begins_anew(queue: Queue):
     assert (await queue.table())["ttl"]["msg:a"] == 60
 
 
-async def test_what_was_handed_back_comes_first_then_the_highest_priority(queue: Queue):
+async def test_the_highest_priority_comes_first_and_in_it_what_was_handed_back(queue: Queue):
     low, normal = await queue.processing("returned-low", priority="low"), await queue.processing("returned-normal")
     await queue.transitions.release("w1", [low, normal])
     await queue.enqueue("low", priority="low")
     await queue.enqueue("normal")
     await queue.enqueue("high", priority="high")
     assert [(await queue.claim())[0].id for _ in range(5)] == [
-        "returned-normal",
-        "returned-low",
         "high",
+        "returned-normal",
         "normal",
+        "returned-low",
         "low",
     ]
 

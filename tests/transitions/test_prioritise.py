@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streams_queue.limits import Limits
 from transitions.tables import LOCKED, META, NEVER, RETURNED, SUSPECTS, Queue, body
 
 
@@ -147,6 +148,22 @@ async def test_one_whose_entry_is_gone_gets_another(queue: Queue):
     await queue.delete_stream()
     assert await prioritise(queue, "a") == "changed"
     assert (await queue.table())["stream:high"] == {"a": NEVER}
+
+
+async def test_what_waits_for_the_turn_of_its_key_goes_behind_the_others_of_that_key(queue: Queue):
+    await queue.transitions.limit(Limits(key="user_id", concurrency_per_key=1))
+    await queue.enqueue("a", "b", "c", user_id="u1")
+    (lease,) = await queue.claim("w1", 10)
+    assert (await queue.table())["parked:u1"] == ["b", "c"]
+    assert await prioritise(queue, "b", "low") == "changed"
+    table = await queue.table()
+    assert (table["key:u1"], table["parked"], table["parked:u1"]) == (["a", "c", "b"], ["c"], ["c"])
+    assert await queue.claim("w2", 10) == []
+    for id in ("a", "c", "b"):
+        assert lease.id == id
+        await queue.complete(lease)
+        lease = next(iter(await queue.claim("w1", 10)), lease)
+    assert "parked" not in await queue.table()
 
 
 async def test_the_user_s_messages_are_in_the_order_of_the_line(queue: Queue):
