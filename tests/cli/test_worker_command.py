@@ -213,7 +213,7 @@ def test_a_module_that_cannot_be_imported_shows_why(start):
 def test_a_worker_without_a_handler(start):
     code, log = end(start("jobs:idle", REDIS_URL="redis://127.0.0.1:1"))
     assert code == 2
-    assert log == "error: this worker has no handler: decorate one with @worker.handler\n"
+    assert log == "error: this worker has no handler: decorate one with @worker.handler or @worker.batch(...)\n"
 
 
 @pytest.mark.parametrize(
