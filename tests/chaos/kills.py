@@ -135,6 +135,39 @@ async def one_after_the_other(lab: Lab) -> None:
         await lane.judge(duplicates=kills * concurrency, recovery=lab.after_outage)
 
 
+@fault("2", "each user's messages one at a time, and a worker killed every 0.5 s")
+async def in_order(lab: Lab) -> None:
+    """0 lost; of each user the messages begin in order of arrival, no two at the same time, and none stays parked."""
+    users, each, concurrency = lab.size(6, 40), lab.size(60, 500), 4
+    orders: dict[str, Any] = {"concurrency": concurrency, "one_at_a_time_per": "user"}
+    async with lab.lane() as lane:
+        await lane.start(lab.size(3, 8), **orders)
+        sent = await asyncio.gather(
+            *(lane.enqueue(each, do="sleep", seconds=0.01, user=f"u{user}") for user in range(users))
+        )
+        kills = 0
+        while lane.ledger.count("end") < users * each * 0.9:
+            lane.alive[0].kill()
+            kills += 1
+            await lane.start(**orders)
+            await asyncio.sleep(0.5)  # the fault's own rhythm
+        await lane.idle(60)
+        lab.tally.runs += kills
+        for ids in sent:
+            _began_in_order(lane, ids)
+        assert (await lane.queue.stats()).parked == 0
+        await lane.judge(duplicates=kills * concurrency, recovery=lab.after_outage)
+
+
+def _began_in_order(lane: Lane, ids: list[str]) -> None:
+    """One user's runs: each began when the one before it had ended, or its worker was dead and its message back."""
+    wanted, place = set(ids), {id: n for n, id in enumerate(ids)}
+    runs = sorted((run for run in lane.ledger.runs() if run.id in wanted), key=lambda run: run.start)
+    for before, after in itertools.pairwise(runs):
+        assert place[after.id] - place[before.id] in (0, 1), f"{after.id} began after {before.id}"
+        assert before.end is None or before.end <= after.start, f"{before.id} and {after.id} at the same time"
+
+
 @fault("3", "a worker stopped for three leases, then continued")
 async def a_zombie(lab: Lab) -> None:
     """It finishes nothing and steals nothing back; what it lost is logged once and counted once."""

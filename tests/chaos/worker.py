@@ -37,6 +37,7 @@ class Orders(msgspec.Struct, kw_only=True):
     """Messages that the handler takes at a time; 0 is a handler of one."""
     clock: float = 0.0
     """Seconds by which this process's clock is wrong."""
+    one_at_a_time_per: str | None = None
     by_hand: bool = False
     """Drive the queue by the documented API's calls instead of a worker."""
 
@@ -58,6 +59,7 @@ async def main(orders: Orders, ready: Callable[[], None]) -> None:
         max_retries=orders.max_retries,
         grace=orders.grace,
         poll_interval=0.5,
+        one_at_a_time_per=orders.one_at_a_time_per,
     )
 
     async def handle(message: Message[Any]) -> str:
