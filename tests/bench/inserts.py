@@ -83,17 +83,14 @@ async def measure(url: str, table: Table, count: int, size: int) -> float:
     return count / seconds
 
 
-def compare(name: str, url: str, table: Table, options: argparse.Namespace) -> None:
+def compare(name: str, url: str, table: Table, *, messages: int, size: int, pairs: int) -> None:
     """Print what came of pairs, one after the other: so a machine that gets slower gets slower for both."""
-    pairs = [
-        [asyncio.run(measure(url, table, options.messages, size)) for size in (0, options.size)]
-        for _ in range(options.pairs)
-    ]
-    single, batched = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    ratio = statistics.median(batched / single for single, batched in pairs)
+    rates = [[asyncio.run(measure(url, table, messages, at_a_time)) for at_a_time in (0, size)] for _ in range(pairs)]
+    single, batched = map(statistics.median, zip(*rates, strict=True))
+    ratio = statistics.median(batched / single for single, batched in rates)
     print(
-        f"{name}: {single:,.0f}/s one by one, {batched:,.0f}/s in batches of {options.size}: {ratio:.1f} x "
-        f"(median of {options.pairs} pairs, {options.messages:,} messages each)",
+        f"{name}: {single:,.0f}/s one by one, {batched:,.0f}/s in batches of {size}: {ratio:.1f} x "
+        f"(median of {pairs} pairs, {messages:,} messages each)",
         flush=True,
     )
 
@@ -107,10 +104,11 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # what workers say of a server that is to keep nothing
     with server_at(options.url) as url, tempfile.TemporaryDirectory() as directory:
+        sizes = {"messages": options.messages, "size": options.size, "pairs": options.pairs}
         table = Table(Path(directory) / "rows.db")
-        compare("inserts into SQLite", url, table, options)
+        compare("inserts into SQLite", url, table, **sizes)
         table.close()
-        compare("without a database", url, Nowhere(), options)
+        compare("without a database", url, Nowhere(), **sizes)
 
 
 if __name__ == "__main__":

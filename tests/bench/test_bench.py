@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench import chart, page, rows
+from bench import chart, inserts, page, rows
 from bench.chart import Bar
 from bench.peers import OURS, PEERS, PROGRAMS
 from bench.rows import Figures, Pair
@@ -83,3 +83,10 @@ def test_the_chart_is_told_in_words_and_escaped():
     assert words == "head & all: us 2,000, slow 10"
     widths = [rect.attrib["width"] for rect in drawn.iter("{http://www.w3.org/2000/svg}rect")]
     assert widths == [str(chart.BAR), "2"]
+
+
+def test_inserts_one_by_one_and_in_batches_are_compared(server, capsys):
+    table = inserts.Nowhere()
+    inserts.compare("nowhere", server.url, table, messages=60, size=20, pairs=1)
+    assert table.count() == 120
+    assert "in batches of 20:" in capsys.readouterr().out
