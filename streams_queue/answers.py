@@ -151,7 +151,7 @@ class Examined(NamedTuple):
     marker: bytes
     marker_ttl: float | None
     scores: dict[str, float]
-    """Its score in each of ``main``, ``retry``, ``scheduled``, ``dlq`` and ``lost`` that holds it."""
+    """Its score in each of ``main``, ``parked``, ``retry``, ``scheduled``, ``dlq`` and ``lost`` that holds it."""
 
 
 def id_of(raw: bytes) -> str:
@@ -171,7 +171,7 @@ def claimed_of(reply: Any) -> Claimed:
 def examined_of(reply: list[Any]) -> Examined:
     """What `examine` replies for a message."""
     now, flat, ttl, lock, lock_ttl, marker, marker_ttl, scores = reply
-    places = zip(("main", "retry", "scheduled", "dlq", "lost"), scores, strict=True)
+    places = zip(("main", "parked", "retry", "scheduled", "dlq", "lost"), scores, strict=True)
     return Examined(
         now=float(now), fields=fields_of(flat), ttl=_left(ttl), lock=lock.decode(errors="replace"),
         lock_ttl=_left(lock_ttl), marker=marker, marker_ttl=_left(marker_ttl),

@@ -89,6 +89,8 @@ def _families_of_queues(found: Mapping[str, Stats | None]) -> Iterator[Metric]:
     yield _gauge("depth", "Messages by state; lost: ids whose body ran out.", depth, "state")
     words = "How long the oldest message that no worker holds has stood in line; 0 where none waits."
     yield _gauge("oldest_waiting_seconds", words, {(queue,): s.oldest_waiting or 0.0 for queue, s in known.items()})
+    words = "Messages in line that were met before their key's turn."
+    yield _gauge("parked", words, {(queue,): stats.parked for queue, stats in known.items()})
     words = "Workers that gave a sign within a lease."
     yield _gauge("workers", words, {(queue,): stats.workers for queue, stats in known.items()})
     words = "Whether workers take nothing new."

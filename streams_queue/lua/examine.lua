@@ -1,8 +1,8 @@
 -- examine: reads all that is known of messages; writes nothing
 -- KEYS     house, then per message: message lock done
 -- ARGV     per message: id
--- RETURNS  per message: {server time, fields of the hash, its TTL, lock, its TTL, marker, its TTL, scores in main, retry,
---          scheduled, dlq and lost}; "" for a key of another type and where there is none, TTLs as Redis tells them
+-- RETURNS  per message: {server time, fields of the hash, its TTL, lock, its TTL, marker, its TTL, scores in main, parked,
+--          retry, scheduled, dlq and lost}; "" for a key of another type and where there is none, TTLs as Redis tells them
 --- include house
 local function text_at(key)
   local text = try('GET', key)
@@ -17,7 +17,7 @@ end
 
 local function examine(id)
   local scores = {}
-  for i, set in ipairs({MAIN, RETRY, SCHEDULED, DLQ, LOST}) do scores[i] = call('ZSCORE', set, id) or '' end
+  for i, set in ipairs({MAIN, PARKED, RETRY, SCHEDULED, DLQ, LOST}) do scores[i] = call('ZSCORE', set, id) or '' end
   local body, lock, done = message_key(id), lock_key(id), done_key(id)
   return {
     seconds(server_time()), fields_at(body), call('TTL', body), text_at(lock), call('TTL', lock), text_at(done),
