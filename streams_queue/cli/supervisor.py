@@ -97,7 +97,10 @@ class Supervisor:
 
     async def _hear(self, place: Place, reader: asyncio.StreamReader) -> float | None:
         """When the process began to work; None where it ended before."""
-        line = await reader.readline()
+        try:
+            line = await reader.readline()
+        except OSError:  # it ended with an order unread
+            return None
         if not line:
             return None
         place.report = msgspec.json.decode(line, type=Report)
@@ -144,9 +147,10 @@ class Supervisor:
 
 
 def _how(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"
 
 
 async def supervise(processes: int, command: Command, *, burst: bool, host: str, port: int | None) -> int:

@@ -312,6 +312,21 @@ async def test_a_process_that_starts_does_not_outlive_its_supervisor(start: Star
     wait_until(lambda: is_gone(int(path.read_text())), 3, "the process ending")
 
 
+async def test_a_process_that_ends_before_it_hears_its_order(start: Start, tmp_path):
+    (tmp_path / "jobs.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    fleet = start(1)
+    path = tmp_path / "pid"
+    wait_until(lambda: path.exists() and path.read_text(), what="the module imported")
+    os.kill(int(path.read_text()), signal.SIGSTOP)
+    fleet.process.terminate()
+    fleet.says("SIGTERM: stopping all processes")
+    os.kill(int(path.read_text()), signal.SIGKILL)
+    assert fleet.end() == 0, fleet.log
+    assert "Traceback" not in fleet.log
+
+
 async def test_burst_ends_when_all_is_done(start: Start, queue):
     receipts = await queue.enqueue_many([{"do": "sleep"} for _ in range(60)])
     fleet = start(2, "--burst")
