@@ -20,6 +20,7 @@ from streams_queue.execution import Reject, Retry
 from streams_queue.limits import Limits, Rate
 from streams_queue.model import Message, Receipt, Stats, Status
 from streams_queue.queue import Queue
+from streams_queue.sharding import ShardedQueue
 from streams_queue.worker import Worker
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Rejected",
     "Removed",
     "Retry",
+    "ShardedQueue",
     "Stats",
     "Status",
     "StreamsQueueError",

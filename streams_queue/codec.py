@@ -7,7 +7,7 @@ old rules.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Generic, cast
@@ -149,6 +149,18 @@ def number(raw: bytes | None, default: float = 0.0) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) else default
+
+
+def value_in(flat: Sequence[bytes], name: str) -> bytes | None:
+    """A payload's value under this name as it is stored, in a hash as a flat list; None where it is missing, None, or
+    empty.
+    """
+    field = field_of(name).encode()
+    names, values = flat[::2], flat[1::2]
+    value = values[names.index(field)] if field in names else b""
+    if value == b"None" and (_types_in(fields_of(flat)) or {}).get(field.decode()) == "n":
+        return None
+    return value or None
 
 
 def _whole(fields: Fields, name: str) -> int:

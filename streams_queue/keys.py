@@ -38,6 +38,16 @@ def hash_of_key(field: str, value: bytes) -> str:
     return hashlib.sha1(field.encode() + b"=" + value, usedforsecurity=False).hexdigest()
 
 
+def shard_prefix(name: str, shard: int) -> str:
+    """The prefix of one shard's queue. Its hash tag is its own: on Redis Cluster shards spread over the nodes."""
+    return f"{{{name}:{shard}}}"
+
+
+def registry_prefix(name: str) -> str:
+    """The prefix of what a sharded queue's shards have in common."""
+    return f"{{{name}}}"
+
+
 class Keys:
     """The keys of the queue with this prefix.
 
@@ -67,6 +77,7 @@ class Keys:
         self.rate = f"{prefix}:rate"
         self.maintainer = f"{prefix}:maintainer"
         self.global_lock = f"{prefix}:lock:global_lock"
+        self.registry = f"{prefix}:shards"
         self.house = [
             self.main, self.retry, self.scheduled, self.dlq, *self.streams.values(), self.stats, self.meta, self.lost,
             *self.lines.values(), self.bodiless, self.parked, self.wake,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Self, overload
+from typing import Any, Generic, NamedTuple, Self, TypedDict, overload
 
 import anyio
 import msgspec
@@ -46,6 +46,16 @@ MOST_REPLICAS = 1000
 
 _NAMED = 3
 """Ids that an error's text names at most."""
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `Queue` that a queue of any kind takes alike."""
+
+    ttl: float | None
+    dedup_expiry: float
+    result_ttl: float
+    dead_letter_ttl: float
+    max_payload: int
 
 
 class Queue(Generic[Payload]):
@@ -114,20 +124,27 @@ class Queue(Generic[Payload]):
         self.result_ttl = _whole("result_ttl", result_ttl)
         self.dead_letter_ttl = _whole("dead_letter_ttl", dead_letter_ttl)
         self.codec: Codec[Payload] = Codec(payload, _whole("max_payload", max_payload))
-        self.connection = Connection(self.settings)
-        self.transitions = Transitions(self.connection, self.keys)
-        self.listener = Listener(self.connection, self.keys, self.transitions)
+        self.use(Connection(self.settings))
         self.dead_letters: DeadLetters[Payload] = DeadLetters(self)
         # By replicas: who waits for them delays nobody else.
         self._enqueues: dict[int, Batcher[NewMessage, tuple[Enqueued, int]]] = {}
-        if self.connection.is_cluster and not self.keys.has_hash_tag:
-            raise ConfigurationError(
-                f"on Redis Cluster all keys of a queue must live on one node: prefix {prefix!r} has no hash tag, "
-                f"use '{{{prefix}}}'"
-            )
+        self._check_hash_tag()
 
     def __repr__(self) -> str:
         return f"Queue({self.keys.prefix!r}, url={self.settings.display!r})"
+
+    def use(self, connection: Connection) -> None:
+        """Reach Redis over this connection, which others may use, too: who closes the queue, closes it."""
+        self.connection = connection
+        self.transitions = Transitions(connection, self.keys)
+        self.listener = Listener(connection, self.keys, self.transitions)
+
+    def _check_hash_tag(self) -> None:
+        if self.connection.is_cluster and not self.keys.has_hash_tag:
+            raise ConfigurationError(
+                f"on Redis Cluster all keys of a queue must live on one node: prefix {self.keys.prefix!r} has no hash "
+                f"tag, use '{{{self.keys.prefix}}}'"
+            )
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -157,10 +174,14 @@ class Queue(Generic[Payload]):
 
     async def close(self) -> None:
         """Send what was submitted, then disconnect."""
-        for batcher in list(self._enqueues.values()):
-            await batcher.drain()
+        await self.drain()
         await self.listener.stop()
         await self.connection.close()
+
+    async def drain(self) -> None:
+        """Return when what was submitted so far was sent."""
+        for batcher in list(self._enqueues.values()):
+            await batcher.drain()
 
     async def enqueue(
         self,
@@ -200,10 +221,13 @@ class Queue(Generic[Payload]):
                 the same ``id``, and it is in the queue once. Where too few replicas confirmed it in time, it is in the
                 queue, and the text says so: a duplicate waits for the replicas again.
         """
-        batcher = self._batcher(replicas)
-        slot = self._slot(unique_key) if unique_key is not None else None
-        own_id = valid_id(id) if id is not None else str(uuid.uuid4())
-        message = self._new(payload, own_id, self._how(priority, delay, ttl, at), slot)
+        how = self._how(priority, delay, ttl, at)
+        fields = self.codec.encode(payload)
+        own_id = valid_id(id) if id is not None else self._new_ids([fields])[0]
+        home = self._home(own_id, fields)
+        batcher = home._batcher(replicas)
+        slot = home._slot(unique_key) if unique_key is not None else None
+        message = how.message(own_id, slot, fields)
         if tracing.is_on():
             answer = await tracing.send(self.keys.prefix, [message], lambda traced: batcher.submit(*traced))
         else:
@@ -228,8 +252,9 @@ class Queue(Generic[Payload]):
         """
         _check_replicas(replicas)
         how = self._how(priority, delay, ttl, at)
-        ids = _new_ids(len(payloads))
-        messages = [self._new(payload, id, how, None) for payload, id in zip(payloads, ids, strict=True)]
+        encoded = [self.codec.encode(payload) for payload in payloads]
+        ids = self._new_ids(encoded)
+        messages = [how.message(id, None, fields) for id, fields in zip(ids, encoded, strict=True)]
         send = partial(self._send, replicas=replicas)
         answers = await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
         self._require(replicas, answers)
@@ -238,7 +263,8 @@ class Queue(Generic[Payload]):
     async def position(self, id: str) -> int | None:
         """The message's place: 1 for the first, messages being worked on counted; None when it is in no queue.
 
-        Those that wait for a retry or a due time stand behind all others. O(log n).
+        Those that wait for a retry or a due time stand behind all others. In a `ShardedQueue` it is the place in the
+        message's shard: there is none in the whole. O(log n).
         """
         ((position, _),) = await self.transitions.positions([id])
         return position
@@ -248,8 +274,8 @@ class Queue(Generic[Payload]):
 
         What is being worked on does not count; higher priorities do, and the slots that lower ones are given meanwhile.
         Right to one message where none arrives and workers take one at a time; who fills several slots takes them in
-        one step. A message handed back or recovered is the first of its priority. O(log n), and the number of live
-        workers.
+        one step. A message handed back or recovered is the first of its priority. In a `ShardedQueue` it
+        counts within the message's shard. O(log n), and the number of live workers.
         """
         ((_, ahead),) = await self.transitions.positions([id])
         return ahead
@@ -374,8 +400,13 @@ class Queue(Generic[Payload]):
         (fields,) = await self.transitions.read([id])
         return text(fields.get("_sq_reason")) or "error"
 
-    def _new(self, payload: Payload | Mapping[str, Any], id: str, how: "_How", slot: str | None) -> NewMessage:
-        return NewMessage(id, how.priority, how.delay, how.ttl, slot, self.codec.encode(payload), at=how.at)
+    def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
+        """An id for each of these encoded payloads."""
+        return _uuids(len(payloads))
+
+    def _home(self, id: str, fields: Sequence[bytes]) -> "Queue[Payload]":  # noqa: ARG002
+        """The queue that keeps the message: this one, where it has no shards."""
+        return self
 
     def _how(self, priority: str, delay: float | None, ttl: float | None, at: datetime | float | None = None) -> "_How":
         _check_priority(priority)
@@ -463,7 +494,7 @@ class DeadLetters(Generic[Payload]):
         return (await self._queue.transitions.remove([id], only_dead=True))[0]
 
 
-def _new_ids(count: int) -> list[str]:
+def _uuids(count: int) -> list[str]:
     """So many UUID4s; the system is asked for random bytes once for all of them."""
     random = os.urandom(16 * count)
     return [str(uuid.UUID(bytes=random[at : at + 16], version=4)) for at in range(0, len(random), 16)]
@@ -476,6 +507,9 @@ class _How(NamedTuple):
     delay: float
     at: float | None
     ttl: float | None
+
+    def message(self, id: str, slot: str | None, fields: Sequence[bytes]) -> NewMessage:
+        return NewMessage(id, self.priority, self.delay, self.ttl, slot, fields, at=self.at)
 
 
 def _is_time(value: Any) -> bool:

@@ -76,12 +76,13 @@ AMEND = Script("amend", ("id", "died", "removed"), keys=("message",))
 LIMIT = Script("limit")
 LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
+REGISTER = Script("register", ("count", "key", "servers"), keys=("registry",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE,
     PRIORITISE, RECONCILE,
     UPKEEP, JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
-    AMEND, LIMIT, LOCK, UNLOCK,
+    AMEND, LIMIT, LOCK, UNLOCK, REGISTER,
 )  # fmt: skip
 
 

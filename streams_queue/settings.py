@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -28,6 +28,7 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
     "rediss+cluster": ("cluster", True),
     "embedded": ("embedded", False),
 }
+_URLS = ("STREAMS_QUEUE_URL", "REDIS_URL")
 _TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
 _CREDENTIALS = re.compile(r"[^/?#]*:(?P<password>.*)@|.*@", re.DOTALL)
 
@@ -75,11 +76,29 @@ class Settings(msgspec.Struct, frozen=True):
         if url is not None:
             _named("url", url, parse)
             return cls(url, timeout)
-        for name in ("STREAMS_QUEUE_URL", "REDIS_URL"):
+        for name in _URLS:
             if value := environ.get(name, "").strip():
                 _named(name, value, parse)
                 return cls(value, timeout)
         return cls(_from_parts(environ), timeout)
+
+    @classmethod
+    def resolve_all(
+        cls, url: str | Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
+    ) -> tuple[Self, ...]:
+        """As `resolve`, of several servers: a sequence of URLs, or a text or variable with blanks between them.
+
+        Raises:
+            ConfigurationError: as `resolve`; or there is none.
+        """
+        if url is None:
+            named = next(filter(None, (environ.get(name, "").split() for name in _URLS)), None)
+            urls: Sequence[str | None] = named or [None]
+        else:
+            urls = url.split() if isinstance(url, str) else list(url)
+        if not urls:
+            raise ConfigurationError("url: names no server")
+        return tuple(cls.resolve(one, environ) for one in urls)
 
     @property
     def address(self) -> Address:

@@ -338,6 +338,11 @@ class Transitions:
         """Free a lock; False when somebody else holds it."""
         return bool(await self._run(scripts.UNLOCK, (owner,), (), [key], house=False))
 
+    async def register(self, count: int | str, key: str, servers: int | str) -> Fields:
+        """What is agreed about the shards of a queue; these where nothing was, or nothing for an empty `count`."""
+        found = await self._run(scripts.REGISTER, (count, key, servers), (), [self.keys.registry], house=False)
+        return fields_of(found)
+
     async def read(self, ids: Sequence[str]) -> list[Fields]:
         """The hashes of messages; empty where there is none, or a key of another type."""
         replies: list[list[bytes]] = []

@@ -22,7 +22,7 @@ UNBOUNDED = re.compile(
       | line:(?:high|low)                      # an id goes when its message is finished
       | parked                                 # an id goes when its message is finished
       | wake                                   # a key goes when its time has come
-      | stats | meta                           # a fixed number of fields
+      | stats | meta | shards                  # a fixed number of fields
       | lost                                   # capped
     )
     """,

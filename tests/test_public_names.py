@@ -30,6 +30,7 @@ PUBLIC = [
     "Rejected",
     "Removed",
     "Retry",
+    "ShardedQueue",
     "Stats",
     "Status",
     "StreamsQueueError",

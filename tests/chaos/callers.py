@@ -42,7 +42,7 @@ async def _cancelled_enqueue(lane: Lane, id: str, *, shared: bool) -> None:
     queue, payload = lane.queue, {"token": SECRET}
 
     async def alone() -> Enqueued:
-        new = queue._new(payload, id, queue._how("normal", None, None), None)
+        new = queue._how("normal", None, None).message(id, None, queue.codec.encode(payload))
         (answer,) = await queue.transitions.enqueue([new], dedup_expiry=queue.dedup_expiry)
         return answer
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 import servers
 from docs.pages import PAGES, ROOT, Reader, blocks, code, column, commands, tables
-from streams_queue import Queue, Worker, errors
+from streams_queue import Queue, ShardedQueue, Worker, errors
 from streams_queue.cli import bench, change, doctor, look, stats
 from streams_queue.cli import dashboard as dashboard_command
 from streams_queue.cli import worker as worker_command
@@ -283,6 +283,24 @@ def test_the_table_has_every_agreement():
     written |= set(FIELDS)
     values = {"0", "1", "done"}
     assert {field for cell in column(KEYS, "agreement") for field in code(cell)} == cursors | written - values
+
+
+def test_the_table_has_every_field_of_the_registry():
+    written = re.findall(r"'(\w+)', (?:ARGV|'1')", (ROOT / "streams_queue" / "lua" / "register.lua").read_text())
+    assert {field for cell in column(KEYS, "registry") for field in code(cell)} == set(written)
+
+
+# ---- docs/scaling.md
+
+SCALING = ROOT / "docs" / "scaling.md"
+
+
+def test_the_arguments_are_those_of_a_sharded_queue():
+    named = dict(zip(column(SCALING, "argument"), column(SCALING, "argument", 1), strict=True))
+    arguments = inspect.signature(ShardedQueue).parameters
+    assert {code(name)[0] for name in named} == set(arguments) - {"prefix", "payload", "options"}
+    for name, default in named.items():
+        assert default in {f"`{arguments[code(name)[0]].default!r}`", "from the environment"}
 
 
 # ---- docs/native-api.md

@@ -1,0 +1,293 @@
+"""One queue over many: its messages spread over shards by a key, on one server or several."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Unpack, overload
+
+import anyio
+import msgspec
+
+from streams_queue.codec import value_in
+from streams_queue.connection import Connection
+from streams_queue.errors import ConfigurationError, InvalidMessage, NotFound
+from streams_queue.keys import Keys, registry_prefix, shard_prefix
+from streams_queue.listener import Listener
+from streams_queue.model import Payload
+from streams_queue.queue import Options, Queue
+from streams_queue.routing import MOST_SHARDS, made_id
+from streams_queue.settings import Settings
+from streams_queue.shards import Routing, Shards, together
+from streams_queue.transitions import Transitions
+
+
+class Registry(NamedTuple):
+    """What all programs that use a sharded queue have agreed on (``{name}:shards``)."""
+
+    shards: int
+    key: str | None
+    servers: int
+    version: int
+    """Goes up with each change of the number of shards."""
+
+    @classmethod
+    async def read(cls, connection: Connection, name: str) -> "Registry | None":
+        """What is agreed; None where nothing is: there is no such sharded queue."""
+        return await cls._registered(connection, name, "", "", "")
+
+    @classmethod
+    async def agree(cls, connection: Connection, name: str, count: int, key: str | None, servers: int) -> "Registry":
+        """What is agreed; these where nothing was."""
+        registry = await cls._registered(connection, name, count, key or "", servers)
+        assert registry is not None
+        return registry
+
+    @classmethod
+    async def _registered(
+        cls, connection: Connection, name: str, count: int | str, key: str, servers: int | str
+    ) -> "Registry | None":
+        fields = await Transitions(connection, Keys(registry_prefix(name))).register(count, key, servers)
+        if not fields:
+            return None
+        try:
+            shards, servers, version = (int(fields[field]) for field in ("count", "servers", "version"))
+            return cls(shards, fields["key"].decode() or None, servers, version)
+        except (KeyError, ValueError) as error:
+            raise ConfigurationError(
+                f"the key {registry_prefix(name)}:shards holds no registry of shards ({error!r}): is it another "
+                "program's?"
+            ) from None
+
+    def require(self, name: str, shards: int, key: str | None, servers: int) -> None:
+        """Nothing, where this is what a program was told.
+
+        Raises:
+            ConfigurationError: it is not; names both, and the remedy.
+        """
+        if shards != self.shards:
+            raise ConfigurationError(
+                f"queue {name!r} has {self.shards} shards, {shards} were asked for: say that (or None), or "
+                f"change their number with `streams-queue reshard --prefix {name}`"
+            )
+        if key != self.key:
+            raise ConfigurationError(
+                f"messages of queue {name!r} go by {self.key!r}, key={key!r} was asked for: say key={self.key!r}, or "
+                "shards=None to take what was agreed"
+            )
+        if servers != self.servers:
+            raise ConfigurationError(
+                f"the shards of queue {name!r} are on {self.servers} servers, {servers} were named: name all of them, "
+                "in the same order"
+            )
+
+
+class ShardedQueue(Queue[Payload]):
+    """A queue whose messages are spread over shards, each of them a `Queue`: for more than one server can carry.
+
+    It has the methods of `Queue`. Messages with the same key are in the same shard, in the order of their enqueues;
+    there is no order between shards. `position` and `ahead` count within the message's shard. Counts are sums.
+
+    An id that the queue made says where its message is. One of a caller's own is looked for in all shards at once, and
+    is known per shard only, as a ``unique_key`` is: the same one with another key is no duplicate.
+
+    Args:
+        prefix: the queue's name, without a hash tag. Shard 3 of ``chat_api`` is the queue ``{chat_api:3}``.
+        shards: how many, from 1 to 1024. Who opens the queue first decides, for all. None takes what was decided, the
+            key too.
+        key: the field of the payload that a message goes by; None: all go by their ids, as each message does whose
+            field is missing, None or empty.
+        url: of one server, as for `Queue`, or of several: shard i is on ``url[i % len(url)]``. All programs name the
+            same, in the same order. A text may hold several, separated by blanks; so may ``STREAMS_QUEUE_URL``.
+        options: as for `Queue`.
+
+    Raises:
+        ConfigurationError: as for `Queue`; or a bad number of shards, a prefix with braces, a key that no message can
+            have.
+    """
+
+    @overload
+    def __init__(
+        self: "ShardedQueue[dict[str, Any]]",
+        prefix: str,
+        *,
+        shards: int | None = ...,
+        key: str | None = ...,
+        url: str | Sequence[str] | None = ...,
+        payload: None = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        shards: int | None = ...,
+        key: str | None = ...,
+        url: str | Sequence[str] | None = ...,
+        payload: type[Payload],
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        shards: int | None = 16,
+        key: str | None = "user_id",
+        url: str | Sequence[str] | None = None,
+        payload: type[Payload] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self.servers = Settings.resolve_all(url)
+        """Where the shards are, in order."""
+        self.shards: Sequence[Queue[Payload]] = ()
+        """Each of them a queue; empty until this one is open."""
+        self.key = _key(key, payload)
+        self._asked = _count(shards)
+        self._routing: Routing | None = None
+        self._options: dict[str, Any] = {"payload": payload, **options}
+        if "{" in prefix or "}" in prefix:
+            raise ConfigurationError(
+                f"prefix {prefix!r} has braces: leave them out, each shard's prefix has a hash tag of its own"
+            )
+        made: Any = super().__init__
+        made(prefix, url=self.servers[0].url, **self._options)
+
+    def __repr__(self) -> str:
+        url, shards = " ".join(settings.display for settings in self.servers), len(self.shards) or self._asked
+        return f"ShardedQueue({self.keys.prefix!r}, shards={shards}, key={self.key!r}, url={url!r})"
+
+    async def open(self) -> None:
+        """Connect to all servers, and agree on the number of shards. Harmless when open already.
+
+        Raises:
+            QueueUnavailable: nothing answers at one of them.
+            UnsupportedServer: one is older than Redis 6.2.
+            ConfigurationError: as for `Queue.open`; or the number of shards, of servers or the key is not what was
+                agreed, or nothing was where ``shards`` is None.
+        """
+        if self.connection.is_open:
+            return
+        await self.connection.open()
+        try:
+            self._use_shards(await self._agree())
+            await together(shard.connection.open() for shard in self.shards)
+            await self.transitions.check_schema()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Send what was submitted, then disconnect from all servers."""
+        await together(shard.drain() for shard in self.shards)
+        await together(shard.close() for shard in self.shards)
+        await super().close()
+
+    async def update(self, id: str, changes: Mapping[str, Any]) -> bool:
+        """As `Queue.update`; what a message goes by stays as it is.
+
+        Raises:
+            InvalidMessage: as for `Queue.update`; or the key is among the changes.
+        """
+        if self.key in changes:
+            raise InvalidMessage(
+                f"{self.key!r} says in which shard a message is and cannot be changed: remove it, and enqueue another"
+            )
+        return await super().update(id, changes)
+
+    async def result(self, id: str, timeout: float | None = None) -> Any:
+        """As `Queue.result`. For an id of your own all shards are asked once where it is."""
+        with anyio.fail_after(timeout):
+            return await (await self._holder(id)).result(id)
+
+    # ---- where messages are
+
+    def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
+        values = [value_in(flat, self.key) if self.key is not None else None for flat in payloads]
+        return [made_id(uuid, value) for uuid, value in zip(super()._new_ids(payloads), values, strict=True)]
+
+    def _home(self, id: str, flat: Sequence[bytes]) -> Queue[Payload]:
+        return self.shards[self.routing.home(id, flat)]
+
+    async def _holder(self, id: str) -> Queue[Payload]:
+        holder = self.routing.holder(id)
+        if holder is not None:
+            return self.shards[holder]
+        found = await together(shard.transitions.watch(shard.listener.channel, [id]) for shard in self.shards)
+        for shard, (event,) in zip(self.shards, found, strict=True):
+            if event is not None:
+                return shard
+        raise NotFound(f"no message {id!r} in queue {self.keys.prefix!r}: never enqueued, or finished long ago")
+
+    @property
+    def routing(self) -> Routing:
+        """How messages find their shards. Only after `open`."""
+        if self._routing is None:
+            raise RuntimeError("await ShardedQueue.open() first")
+        return self._routing
+
+    # ---- what all agree on
+
+    async def _agree(self) -> Registry:
+        name, servers = self.keys.prefix, len(self.servers)
+        if self._asked is None:
+            registry = await Registry.read(self.connection, name)
+            if registry is None:
+                raise ConfigurationError(
+                    f"nothing says how many shards queue {name!r} has: open it once with shards=N, or name the server "
+                    f"that has the key {registry_prefix(name)}:shards"
+                )
+            self.key = _key(registry.key, self._options["payload"])
+            registry.require(name, registry.shards, self.key, servers)
+        else:
+            registry = await Registry.agree(self.connection, name, self._asked, self.key, servers)
+            registry.require(name, self._asked, self.key, servers)
+        return registry
+
+    def _use_shards(self, registry: Registry) -> None:
+        """Have a queue for each shard; those on the same server share its clients, and one channel to hear by."""
+        make: Any = Queue
+        connections = {self.servers[0]: self.connection}
+        shards: list[Queue[Payload]] = []
+        for number in range(registry.shards):
+            settings = self.servers[number % len(self.servers)]
+            connection = connections.setdefault(settings, Connection(settings))
+            shard = make(shard_prefix(self.keys.prefix, number), url=settings.url, **self._options)
+            shard.use(connection)
+            shards.append(shard)
+        self.shards = shards
+        self._routing = Routing(registry.shards, registry.key)
+        members = [shard.transitions for shard in shards]
+        self.transitions = Shards(self.connection, self.keys, self._routing, members)
+        listeners: dict[Settings, Listener] = {}
+        for shard in shards:
+            listener = Listener(shard.connection, shard.keys, self.transitions)
+            shard.listener = listeners.setdefault(shard.settings, listener)
+
+
+def _count(shards: Any) -> int | None:
+    if shards is None:
+        return None
+    if type(shards) is not int or not 1 <= shards <= MOST_SHARDS:
+        raise ConfigurationError(f"shards={shards!r:.200} is not a whole number from 1 to {MOST_SHARDS}")
+    return shards
+
+
+def _key(key: Any, payload: Any) -> str | None:
+    if key is None:
+        return None
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(
+            f"key={key!r:.200} is not the name of a payload's field; None lets messages go by their ids"
+        )
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"key={key!r:.200} cannot be encoded: {error}") from None
+    if payload is not None:
+        fields = [field.encode_name for field in msgspec.structs.fields(payload)]
+        if key not in fields:
+            raise ConfigurationError(
+                f"key={key!r:.200} is no field of {payload.__name__}, which has {', '.join(fields)}: name one of them, "
+                "or None, which lets messages go by their ids"
+            )
+    return key

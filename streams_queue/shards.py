@@ -1,0 +1,242 @@
+"""What callers ask of a queue, asked of its shards: one answer, merged of theirs."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+
+from streams_queue.answers import Enqueued, Examined, NewMessage, Oldest, Page, Place, Working
+from streams_queue.codec import Fields, value_in
+from streams_queue.connection import Connection
+from streams_queue.keys import Keys
+from streams_queue.model import Stats, Status
+from streams_queue.routing import hash_for, hash_in, jump
+from streams_queue.transitions import Transitions
+
+T = TypeVar("T")
+
+
+class Routing(NamedTuple):
+    """How messages find their shards."""
+
+    shards: int
+    key: str | None
+    """The field of the payload that a message goes by; None: all go by their ids."""
+
+    def home(self, id: str, flat: Sequence[bytes]) -> int:
+        """The shard of a message with these fields, names and values one after the other.
+
+        Raises:
+            InvalidMessage: the id was made for another key.
+        """
+        value = value_in(flat, self.key) if self.key is not None else None
+        return jump(hash_for(id, value), self.shards)
+
+    def holder(self, id: str) -> int | None:
+        """The shard that alone can have a message with this id; None where any may: the id is a caller's own."""
+        hash = hash_in(id)
+        return None if hash is None else jump(hash, self.shards)
+
+
+class Shards(Transitions):
+    """The transitions of a sharded queue, as far as its callers and those who look at it need them.
+
+    What names messages by ids that the queue made goes to their shards alone, an id of a caller's own to all shards;
+    what speaks of the queue goes to all. All shards are asked at the same time, and an error of one is the answer.
+    What a worker does, it does in each shard: here it is a TypeError.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys, routing: Routing, members: Sequence[Transitions]) -> None:
+        super().__init__(connection, keys)
+        self.routing = routing
+        self.members = members
+
+    def _translated(self) -> NoReturn:
+        raise TypeError(f"queue {self.keys.prefix!r} is sharded: this is done in one of its shards")
+
+    # ---- of some messages
+
+    async def enqueue_on_replicas(
+        self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False, replicas: int
+    ) -> list[tuple[Enqueued, int]]:
+        """As `Transitions.enqueue_on_replicas`, in each shard what belongs there; their order in a shard is kept."""
+        homes = [[self.routing.home(message.id, message.fields)] for message in messages]
+
+        async def enqueue(shard: Transitions, mine: list[NewMessage]) -> Sequence[tuple[Enqueued, int]]:
+            return await shard.enqueue_on_replicas(
+                mine, dedup_expiry=dedup_expiry, index_users=index_users, replicas=replicas
+            )
+
+        return [answer for (answer,) in await self._spread(messages, homes, enqueue)]
+
+    async def requeue(self, ids: Sequence[str], *, dedup_expiry: int) -> list[str]:
+        """As `Transitions.requeue`."""
+        return await self._of_ids(
+            ids, lambda shard, mine: shard.requeue(mine, dedup_expiry=dedup_expiry), lambda answer: answer != "missing"
+        )
+
+    async def remove(self, ids: Sequence[str], *, only_dead: bool = False) -> list[bool]:
+        """As `Transitions.remove`; an own id that several shards have is taken out of each."""
+        return await self._of_ids(ids, lambda shard, mine: shard.remove(mine, only_dead=only_dead), bool)
+
+    async def update(self, id: str, fields: Sequence[bytes], types: bytes) -> bool:
+        """As `Transitions.update`."""
+
+        async def update(shard: Transitions, _: list[str]) -> list[bool]:
+            return [await shard.update(id, fields, types)]
+
+        return (await self._of_ids([id], update, bool))[0]
+
+    async def amend(self, id: str, died: float, fields: Sequence[bytes], removed: Sequence[bytes]) -> str:
+        """As `Transitions.amend`."""
+
+        async def amend(shard: Transitions, _: list[str]) -> list[str]:
+            return [await shard.amend(id, died, fields, removed)]
+
+        return (await self._of_ids([id], amend, lambda answer: answer != "missing"))[0]
+
+    async def positions(self, ids: Sequence[str]) -> list[tuple[int | None, int | None]]:
+        """As `Transitions.positions`, each within the message's shard."""
+        return await self._of_ids(ids, Transitions.positions, lambda answer: answer[0] is not None)
+
+    async def watch(self, channel: str, ids: Sequence[str]) -> list[tuple[Status, bytes] | None]:
+        """As `Transitions.watch`; the channel is that of a listener on the server that has the message."""
+        return await self._of_ids(
+            ids, lambda shard, mine: shard.watch(channel, mine), lambda answer: answer is not None
+        )
+
+    async def read(self, ids: Sequence[str]) -> list[Fields]:
+        """As `Transitions.read`."""
+        return await self._of_ids(ids, Transitions.read, bool)
+
+    async def examine(self, ids: Sequence[str]) -> list[Examined]:
+        """As `Transitions.examine`."""
+        return await self._of_ids(
+            ids, Transitions.examine, lambda found: bool(found.fields or found.marker or found.scores)
+        )
+
+    # ---- of the whole queue
+
+    async def check_schema(self) -> None:
+        """As `Transitions.check_schema`, of every shard."""
+        await self._all(Transitions.check_schema)
+
+    async def page(self, set: Literal["main", "dlq"], after: Place, count: int, *, newest_first: bool = False) -> Page:
+        """As `Transitions.page`, of all shards in one order: every shard is asked for as many."""
+        pages = await self._all(lambda shard: shard.page(set, after, count, newest_first=newest_first))
+        places = sorted((place for page in pages for place in page.places), key=_order, reverse=newest_first)
+        return Page(max(page.now for page in pages), places[:count])
+
+    async def dead_letters(self, start: int, count: int) -> list[str]:
+        """As `Transitions.dead_letters`, by time of death. O(shards · (start + count))."""
+        page = await self.page("dlq", Place("", float("inf")), start + count, newest_first=True)
+        return [place.id for place in page.places[start:]]
+
+    async def stats(self) -> Stats:
+        """As `Transitions.stats`, added up; see `added_up`."""
+        return added_up(await self._all(Transitions.stats))
+
+    async def oldest(self) -> Oldest:
+        """As `Transitions.oldest`: of the shard where it has waited for the longest."""
+        found = await self._all(Transitions.oldest)
+        waiting = [oldest for oldest in found if oldest.since is not None]
+        return max(waiting, key=lambda oldest: oldest.now - (oldest.since or 0.0), default=found[0])
+
+    async def workers(self, limit: int) -> list[Working]:
+        """As `Transitions.workers`; one that bears the same name in several shards is one."""
+        merged: dict[str, Working] = {}
+        for seen in (seen for found in await self._all(lambda shard: shard.workers(limit)) for seen in found):
+            before = merged.get(seen.name, Working(seen.name, seen.idle, 0, []))
+            held = [*before.held, *seen.held]
+            merged[seen.name] = Working(seen.name, min(before.idle, seen.idle), before.pending + seen.pending, held)
+        return list(merged.values())
+
+    async def of_user(self, user_id: str, limit: int, first: int = 0) -> None:
+        """None: a sharded queue keeps no index of users."""
+
+    async def time(self) -> float:
+        """As `Transitions.time`, by the first server's clock."""
+        return await self.members[0].time()
+
+    async def pause(self, paused: bool) -> None:
+        """As `Transitions.pause`, in every shard."""
+        await self._all(lambda shard: shard.pause(paused))
+
+    # ---- how shards are asked
+
+    async def _all(self, ask: Callable[[Transitions], Awaitable[T]]) -> list[T]:
+        return await together(ask(shard) for shard in self.members)
+
+    async def _of_ids(
+        self,
+        ids: Sequence[str],
+        ask: Callable[[Transitions, list[str]], Awaitable[Sequence[T]]],
+        is_known: Callable[[T], bool],
+    ) -> list[T]:
+        everywhere = range(len(self.members))
+        holders = [self.routing.holder(id) for id in ids]
+        homes = [everywhere if holder is None else [holder] for holder in holders]
+        answers = await self._spread(ids, homes, ask)
+        return [next(filter(is_known, several), several[0]) for several in answers]
+
+    async def _spread(
+        self,
+        items: Sequence[Any],
+        homes: Sequence[Sequence[int]],
+        ask: Callable[[Transitions, list[Any]], Awaitable[Sequence[T]]],
+    ) -> list[list[T]]:
+        """Ask each shard for its items: what each item's shards answered, in the order of the shards."""
+        groups: dict[int, list[int]] = {}
+        for place, shards in enumerate(homes):
+            for shard in shards:
+                groups.setdefault(shard, []).append(place)
+        order = sorted(groups)
+        replies = await together(ask(self.members[shard], [items[place] for place in groups[shard]]) for shard in order)
+        answers: list[list[T]] = [[] for _ in items]
+        for shard, reply in zip(order, replies, strict=True):
+            for place, answer in zip(groups[shard], reply, strict=True):
+                answers[place].append(answer)
+        return answers
+
+
+async def together(asked: Iterable[Awaitable[T]]) -> list[T]:
+    """All answers, in order. After an error it waits for the others too, so that nothing goes on unseen."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return answers  # type: ignore[return-value]  # no exception among them
+
+
+def added_up(found: Sequence[Stats]) -> Stats:
+    """The stats of shards as those of one queue.
+
+    Counts and counters are sums. `oldest_waiting` is the longest. `workers` is the most that any shard has, since a
+    worker works in all of them. `paused` is true where any shard is: some messages do not move.
+    """
+    waits = [stats.oldest_waiting for stats in found if stats.oldest_waiting is not None]
+    return Stats(
+        main=sum(stats.main for stats in found),
+        processing=sum(stats.processing for stats in found),
+        retry=sum(stats.retry for stats in found),
+        scheduled=sum(stats.scheduled for stats in found),
+        dead=sum(stats.dead for stats in found),
+        lost=sum(stats.lost for stats in found),
+        paused=any(stats.paused for stats in found),
+        oldest_waiting=max(waits, default=None),
+        workers=max(stats.workers for stats in found),
+        counters=_summed(stats.counters for stats in found),
+        died=_summed(stats.died for stats in found),
+        edits=_summed(stats.edits for stats in found),
+    )
+
+
+def _summed(found: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counts in found:
+        total.update(counts)
+    return dict(total)
+
+
+def _order(place: Place) -> tuple[float, bytes]:
+    return place.score, place.id.encode(errors="surrogateescape")
