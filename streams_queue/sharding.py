@@ -149,6 +149,7 @@ class ShardedQueue(Queue[Payload]):
             raise ConfigurationError(
                 f"prefix {prefix!r} has braces: leave them out, each shard's prefix has a hash tag of its own"
             )
+        Keys(shard_prefix(prefix, MOST_SHARDS - 1))  # the longest name that a shard may have
         made: Any = super().__init__
         made(prefix, url=self.servers[0].url, **self._options)
 
@@ -244,15 +245,18 @@ class ShardedQueue(Queue[Payload]):
         return registry
 
     def _use_shards(self, registry: Registry) -> None:
-        """Have a queue for each shard; those on the same server share its clients, and one channel to hear by."""
+        """Have a queue for each shard; those on the same server share its clients, and one channel to hear by.
+
+        The client of a Cluster sends one command after the other. So there each shard has its own.
+        """
         make: Any = Queue
         connections = {self.servers[0]: self.connection}
         shards: list[Queue[Payload]] = []
         for number in range(registry.shards):
             settings = self.servers[number % len(self.servers)]
-            connection = connections.setdefault(settings, Connection(settings))
             shard = make(shard_prefix(self.keys.prefix, number), url=settings.url, **self._options)
-            shard.use(connection)
+            if not shard.connection.is_cluster:
+                shard.use(connections.setdefault(settings, shard.connection))
             shards.append(shard)
         self.shards = shards
         self._routing = Routing(registry.shards, registry.key)

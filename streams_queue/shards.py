@@ -5,10 +5,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
+import msgspec
+
 from streams_queue.answers import Enqueued, Examined, NewMessage, Oldest, Page, Place, Working
 from streams_queue.codec import Fields, value_in
 from streams_queue.connection import Connection
-from streams_queue.keys import Keys
+from streams_queue.errors import ConfigurationError
+from streams_queue.keys import Keys, registry_prefix
+from streams_queue.limits import Limits, Rate
 from streams_queue.model import Stats, Status
 from streams_queue.routing import hash_for, hash_in, jump
 from streams_queue.transitions import Transitions
@@ -50,6 +54,7 @@ class Shards(Transitions):
         super().__init__(connection, keys)
         self.routing = routing
         self.members = members
+        self._whole = Transitions(connection, Keys(registry_prefix(keys.prefix)))
 
     def _translated(self) -> NoReturn:
         raise TypeError(f"queue {self.keys.prefix!r} is sharded: this is done in one of its shards")
@@ -162,6 +167,20 @@ class Shards(Transitions):
         """As `Transitions.pause`, in every shard."""
         await self._all(lambda shard: shard.pause(paused))
 
+    async def limits(self) -> Limits:
+        """The limits of the whole queue, as they were given."""
+        return await self._whole.limits()
+
+    async def limit(self, limits: Limits) -> None:
+        """Have these limits from now on: each shard its part of them.
+
+        Raises:
+            ConfigurationError: they cannot be divided; see `part_of`.
+        """
+        part = part_of(limits, self.routing)
+        await self._whole.limit(limits)
+        await self._all(lambda shard: shard.limit(part))
+
     # ---- how shards are asked
 
     async def _all(self, ask: Callable[[Transitions], Awaitable[T]]) -> list[T]:
@@ -206,6 +225,38 @@ async def together(asked: Iterable[Awaitable[T]]) -> list[T]:
         if isinstance(answer, BaseException):
             raise answer
     return answers  # type: ignore[return-value]  # no exception among them
+
+
+def part_of(limits: Limits, routing: Routing) -> Limits:
+    """The limits of each shard, that of the whole queue these.
+
+    A rate of the queue is divided: all shards together reach it where each is as busy as any other. So is the length,
+    rounded down. What holds per key stays as it is, since a key has one shard; so do shares.
+
+    Raises:
+        ConfigurationError: a limit per key goes by another key than the shards do, or the length is less than one
+            message a shard.
+    """
+    per_key = [name for name in ("accept_per_key", "work_per_key", "concurrency_per_key") if getattr(limits, name)]
+    if per_key and limits.key != routing.key:
+        raise ConfigurationError(
+            f"{', '.join(per_key)} cannot go by key={limits.key!r}: the queue's shards go by {routing.key!r}, and each "
+            "would count for itself"
+        )
+    length = limits.max_length and limits.max_length // routing.shards
+    if length == 0:
+        raise ConfigurationError(
+            f"max_length={limits.max_length} is less than one message for each of {routing.shards} shards"
+        )
+    accept, work = _part_of_rate(limits.accept, routing.shards), _part_of_rate(limits.work, routing.shards)
+    return msgspec.structs.replace(limits, max_length=length, accept=accept, work=work)
+
+
+def _part_of_rate(rate: Rate | None, shards: int) -> Rate | None:
+    if rate is None:
+        return None
+    count = -(-rate.count // shards)
+    return Rate(count, rate.per * count * shards / rate.count)
 
 
 def added_up(found: Sequence[Stats]) -> Stats:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from importlib import resources
 from typing import Any
 
 import streams_queue
-from streams_queue import Queue, Reject, Retry, Worker
+from streams_queue import Queue, Reject, Retry, ShardedQueue, Worker
+from streams_queue.queue import Options
 
 PUBLIC = [
     "ConfigurationError",
@@ -96,6 +98,15 @@ def test_signatures():
     assert next(iter(defaults(Queue.enqueue_many).items())) == ("payloads", ...)
     assert defaults(Retry)["delay"] is None
     assert defaults(Reject) == {"reason": ...}
+
+
+def test_a_sharded_queue_takes_what_a_queue_takes():
+    kind, own = typing.get_type_hints(Options), set(defaults(ShardedQueue)) - {"options"}
+    assert own == {"prefix", "url", "payload", "shards", "key"}
+    assert set(kind) == set(defaults(Queue)) - own
+    for name, method in inspect.getmembers(Queue, inspect.isfunction):
+        if name != "__init__":
+            assert defaults(method) == defaults(getattr(ShardedQueue, name)), name
 
 
 def test_dead_letters():

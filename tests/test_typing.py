@@ -6,7 +6,7 @@ from typing import Any, assert_type
 
 import msgspec
 
-from streams_queue import Message, Queue, Worker
+from streams_queue import Message, Queue, ShardedQueue, Worker
 
 
 class Email(msgspec.Struct):
@@ -25,5 +25,7 @@ def test_payloads_have_types():
     dicts, emails = Queue("q", url="redis://nowhere"), Queue("q", url="redis://nowhere", payload=Email)
     assert_type(dicts, Queue[dict[str, Any]])
     assert_type(emails, Queue[Email])
+    assert_type(ShardedQueue("q", url="redis://nowhere"), ShardedQueue[dict[str, Any]])
+    assert_type(ShardedQueue("q", key="to", url="redis://nowhere", payload=Email), ShardedQueue[Email])
     assert Worker(dicts).handler(untyped) is untyped
     assert Worker(emails).handler(typed) is typed
