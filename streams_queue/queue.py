@@ -128,7 +128,7 @@ class Queue(Generic[Payload]):
         self.dead_letters: DeadLetters[Payload] = DeadLetters(self)
         # By replicas: who waits for them delays nobody else.
         self._enqueues: dict[int, Batcher[NewMessage, tuple[Enqueued, int]]] = {}
-        self._check_hash_tag()
+        self._check_prefix()
 
     def __repr__(self) -> str:
         return f"Queue({self.keys.prefix!r}, url={self.settings.display!r})"
@@ -139,7 +139,7 @@ class Queue(Generic[Payload]):
         self.transitions = Transitions(connection, self.keys)
         self.listener = Listener(connection, self.keys, self.transitions)
 
-    def _check_hash_tag(self) -> None:
+    def _check_prefix(self) -> None:
         if self.connection.is_cluster and not self.keys.has_hash_tag:
             raise ConfigurationError(
                 f"on Redis Cluster all keys of a queue must live on one node: prefix {self.keys.prefix!r} has no hash "

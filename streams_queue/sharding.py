@@ -145,13 +145,16 @@ class ShardedQueue(Queue[Payload]):
         self._asked = _count(shards)
         self._routing: Routing | None = None
         self._options: dict[str, Any] = {"payload": payload, **options}
+        made: Any = super().__init__
+        made(prefix, url=self.servers[0].url, **self._options)
+
+    def _check_prefix(self) -> None:
+        prefix = self.keys.prefix
         if "{" in prefix or "}" in prefix:
             raise ConfigurationError(
                 f"prefix {prefix!r} has braces: leave them out, each shard's prefix has a hash tag of its own"
             )
-        Keys(shard_prefix(prefix, MOST_SHARDS - 1))  # the longest name that a shard may have
-        made: Any = super().__init__
-        made(prefix, url=self.servers[0].url, **self._options)
+        Keys(shard_prefix(prefix, MOST_SHARDS - 1))  # the longest that a shard may have
 
     def __repr__(self) -> str:
         url, shards = " ".join(settings.display for settings in self.servers), len(self.shards) or self._asked
@@ -206,8 +209,8 @@ class ShardedQueue(Queue[Payload]):
         values = [value_in(flat, self.key) if self.key is not None else None for flat in payloads]
         return [made_id(uuid, value) for uuid, value in zip(super()._new_ids(payloads), values, strict=True)]
 
-    def _home(self, id: str, flat: Sequence[bytes]) -> Queue[Payload]:
-        return self.shards[self.routing.home(id, flat)]
+    def _home(self, id: str, fields: Sequence[bytes]) -> Queue[Payload]:
+        return self.shards[self.routing.home(id, fields)]
 
     async def _holder(self, id: str) -> Queue[Payload]:
         holder = self.routing.holder(id)

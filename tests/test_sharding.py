@@ -671,3 +671,57 @@ async def test_a_server_that_is_away_from_the_beginning(private, prefix):
         await queue.open()
     assert not queue.connection.is_open
     assert not any(shard.connection.is_open for shard in queue.shards)
+
+
+# ---- Redis Cluster
+
+
+@pytest.fixture
+async def cluster(private) -> str:
+    """Three primaries; the URL that names them."""
+    nodes = [private("--cluster-enabled", "yes", "--cluster-node-timeout", "2000") for _ in range(3)]
+    for number, node in enumerate(nodes):
+        async with node.client() as client:
+            slots = range(16384 * number // 3, 16384 * (number + 1) // 3)
+            await client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            await client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            await client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+
+    async def is_up(node: servers.Server) -> bool:
+        async with node.client() as client:
+            info = await client.execute_command("CLUSTER", "INFO")
+            return "cluster_state:ok" in info and "cluster_known_nodes:3" in info
+
+    for node in nodes:
+        await until(lambda: is_up(node), 30, "the cluster up")  # noqa: B023
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+async def test_on_cluster_shards_spread_over_the_nodes(cluster, prefix):
+    ports = {int(place.rpartition(":")[2]) for place in cluster.removeprefix("redis+cluster://").split(",")}
+    async with ShardedQueue(prefix, shards=8, url=cluster) as queue:
+        receipts = await queue.enqueue_many([{"user_id": f"u{n}", "n": n} for n in range(100)])
+        await queue.enqueue({"user_id": "u1", "n": 200}, id="own")
+        client: Any = queue.connection.client
+        owners = {client.get_node_from_key(shard.keys.main).port for shard in queue.shards}
+        assert owners == ports
+        assert (await queue.stats()).main == 101
+        waiting = [asyncio.create_task(queue.result(receipt.id, timeout=20)) for receipt in receipts]
+
+        async def handle(message):
+            if message.data["n"] % 10 == 9:
+                raise Reject("no")
+            return message.data["n"]
+
+        await work_all(queue, handle)
+        assert await queue.result("own") == 200
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [end for end in ends if not isinstance(end, HandlerFailed)] == [n for n in range(100) if n % 10 != 9]
+        letters = await queue.dead_letters.list()
+        assert len(letters) == 10
+        died = [letter.died_at or 0 for letter in letters]
+        assert died == sorted(died, reverse=True)
+        assert await queue.dead_letters.requeue(letters[3].id)
+        assert await queue.length() == 1
+    async with ShardedQueue(prefix, shards=None, url=cluster) as queue:
+        assert len(queue.shards) == 8
