@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError
-from streams_queue.keys import Keys
+from streams_queue.keys import Keys, name_of_sharded, registry_prefix
 
 _KEY = re.compile(rb"(.+?):(?:queue:(?:main|retry|scheduled|dlq)|(meta))", re.DOTALL)
 
@@ -13,7 +13,8 @@ _STEP = 1000
 
 
 async def discover(connection: Connection) -> list[str]:
-    """The prefixes of queues that have messages, or that a worker has joined, in order.
+    """The prefixes of queues that have messages, or that a worker has joined, in order; a sharded queue's name instead
+    of its shards'.
 
     Reads the names of all keys by SCAN, which holds up nobody. Left out are prefixes that no queue of ours may have,
     and those that this user may not look at.
@@ -29,7 +30,16 @@ async def discover(connection: Connection) -> list[str]:
                 match = _KEY.fullmatch(key)
                 if match and (match[2] is None or await _is_joined(connection, key)):
                     found.add(match[1].decode(errors="replace"))
-    return sorted(prefix for prefix in found if _is_ours(prefix, connection))
+    names = {name for prefix in found if (name := name_of_sharded(prefix)) is not None}
+    sharded = {name for name in names if await _is_sharded(connection, name)}
+    alone = {prefix for prefix in found if name_of_sharded(prefix) not in sharded and _is_ours(prefix, connection)}
+    return sorted(alone | sharded)
+
+
+async def _is_sharded(connection: Connection, name: str) -> bool:
+    with suppress(ConfigurationError), translated():
+        return await connection.client.hget(Keys(registry_prefix(name)).registry, "count") is not None
+    return False
 
 
 async def _is_joined(connection: Connection, meta: bytes) -> bool:

@@ -11,6 +11,7 @@ from streams_queue.errors import ConfigurationError, InvalidMessage
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]{1,128}")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_SHARD = re.compile(r"\{([A-Za-z0-9_.:-]+):(?:0|[1-9]\d{0,3})\}")
 RESERVED_IDS = frozenset({"global_lock"})  # P:lock:global_lock is the lock of all old workers, not of a message
 
 
@@ -41,6 +42,12 @@ def hash_of_key(field: str, value: bytes) -> str:
 def shard_prefix(name: str, shard: int) -> str:
     """The prefix of one shard's queue. Its hash tag is its own: on Redis Cluster shards spread over the nodes."""
     return f"{{{name}:{shard}}}"
+
+
+def name_of_sharded(prefix: str) -> str | None:
+    """The name of the sharded queue whose shard has this prefix; None where it is no shard's."""
+    match = _SHARD.fullmatch(prefix)
+    return match[1] if match else None
 
 
 def registry_prefix(name: str) -> str:

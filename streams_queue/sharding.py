@@ -173,7 +173,7 @@ class ShardedQueue(Queue[Payload]):
             return
         await self.connection.open()
         try:
-            self._use_shards(await self._agree())
+            await self._find_shards()
             await together(shard.connection.open() for shard in self.shards)
             await self.transitions.check_schema()
         except BaseException:
@@ -231,21 +231,22 @@ class ShardedQueue(Queue[Payload]):
 
     # ---- what all agree on
 
-    async def _agree(self) -> Registry:
+    async def _find_shards(self) -> None:
         name, servers = self.keys.prefix, len(self.servers)
-        if self._asked is None:
-            registry = await Registry.read(self.connection, name)
-            if registry is None:
+        if self._asked is not None:
+            registry = await Registry.agree(self.connection, name, self._asked, self.key, servers)
+            registry.require(name, self._asked, self.key, servers)
+        else:
+            found = await Registry.read(self.connection, name)
+            if found is None:
                 raise ConfigurationError(
                     f"nothing says how many shards queue {name!r} has: open it once with shards=N, or name the server "
                     f"that has the key {registry_prefix(name)}:shards"
                 )
+            registry = found
             self.key = _key(registry.key, self._options["payload"])
             registry.require(name, registry.shards, self.key, servers)
-        else:
-            registry = await Registry.agree(self.connection, name, self._asked, self.key, servers)
-            registry.require(name, self._asked, self.key, servers)
-        return registry
+        self._use_shards(registry)
 
     def _use_shards(self, registry: Registry) -> None:
         """Have a queue for each shard; those on the same server share its clients, and one channel to hear by.
@@ -269,6 +270,46 @@ class ShardedQueue(Queue[Payload]):
         for shard in shards:
             listener = Listener(shard.connection, shard.keys, self.transitions)
             shard.listener = listeners.setdefault(shard.settings, listener)
+
+
+class NamedQueue(ShardedQueue[dict[str, Any]]):
+    """The queue that bears a name, for who looks at it from outside: with shards where its server knows of some.
+
+    One without shards is on the first server.
+    """
+
+    def __init__(self, prefix: str, *, url: str | Sequence[str] | None = None) -> None:
+        super().__init__(prefix, shards=None, url=url)
+
+    def _check_prefix(self) -> None:
+        """Whether it needs a hash tag is known when it is open."""
+
+    async def _find_shards(self) -> None:
+        registry = None if self.keys.has_hash_tag else await self._registry()
+        if registry is None:
+            self.shards, self.key = (), None
+            Queue._check_prefix(self)
+            self.use(self.connection)
+        else:
+            self.key = registry.key
+            registry.require(self.keys.prefix, registry.shards, self.key, len(self.servers))
+            self._use_shards(registry)
+
+    async def _registry(self) -> Registry | None:
+        try:
+            return await Registry.read(self.connection, self.keys.prefix)
+        except ConfigurationError:  # who may not look at it, or finds another program's key, has no sharded queue
+            return None
+
+    def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
+        return super()._new_ids(payloads) if self.shards else Queue._new_ids(self, payloads)
+
+    def _home(self, id: str, fields: Sequence[bytes]) -> Queue[dict[str, Any]]:
+        return super()._home(id, fields) if self.shards else self
+
+    async def result(self, id: str, timeout: float | None = None) -> Any:
+        """As `Queue.result`."""
+        return await (super().result(id, timeout) if self.shards else Queue.result(self, id, timeout))
 
 
 def _count(shards: Any) -> int | None:

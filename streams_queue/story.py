@@ -79,11 +79,12 @@ def _end(found: Examined) -> dict[str, Any] | None:
     return {"status": text(status), "result": shown, "ttl": found.marker_ttl}
 
 
-async def read_line(queue: Queue[dict[str, Any]], page: Page, before: int) -> list[Story]:
-    """The messages of a page of main, of which `before` stand before it; None for what a body that ran out told."""
+async def read_line(queue: Queue[dict[str, Any]], page: Page) -> list[Story]:
+    """The messages of a page of main; None for what a body that ran out told, and for the place of one that left."""
     ids = [place.id for place in page.places]
     records: list[Story] = []
-    for place, (id, fields) in enumerate(zip(ids, await queue.transitions.read(ids), strict=True), before + 1):
+    places = await queue.transitions.positions(ids)
+    for id, fields, (place, _) in zip(ids, await queue.transitions.read(ids), places, strict=True):
         message = queue.codec.decode(id, fields) if "timestamp" in fields else None
         records.append(
             {

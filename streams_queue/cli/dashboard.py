@@ -113,7 +113,7 @@ def _application(
 ) -> "Dashboard":
     from streams_queue.dashboard import dashboard as application  # noqa: PLC0415  (the extra may be absent)
 
-    if Settings.resolve(url).address == Address("embedded"):
+    if Settings.resolve_all(url)[0].address == Address("embedded"):
         raise ConfigurationError(
             "embedded:// is a server of this process alone, with nothing in it: name the one that holds the queues, "
             "by --url or for example by REDIS_URL"

@@ -8,7 +8,7 @@ import typer
 from streams_queue.cli.options import EXIT_CODES, PREFIX, Url, queue_name, refuse_private
 from streams_queue.cli.terminal import LogFormat, LogLevel, ending_signals, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
-from streams_queue.queue import Queue
+from streams_queue.sharding import NamedQueue
 
 PORT = 9400
 
@@ -50,7 +50,7 @@ def exporter(
 async def _serve(names: list[str], url: str | None, host: str, port: int) -> None:
     from streams_queue.monitor import Exporter  # noqa: PLC0415  (the extra may be absent)
 
-    queues = [Queue(name, url=url) for name in names]
+    queues = [NamedQueue(name, url=url) for name in names]
     refuse_private(queues[0].settings)
     serving = asyncio.create_task(Exporter(queues).run(host, port))
     for number in ending_signals():

@@ -22,6 +22,8 @@ Examples:
 \b
 The line as `position` counts it, messages being worked on included. Of two
 waiting messages the one of higher priority is taken first, wherever it is.
+A sharded queue's lines are shown as one, by the time of the enqueue; a
+position is the place in the message's shard.
 
 {EXIT_CODES}"""
 
@@ -47,7 +49,7 @@ Secrets (*token*, *password*, *secret*, *api_key*) are shown as ***.
 Id = Annotated[str, typer.Argument(metavar="ID", help="The message's id.", show_default=False)]
 
 _PEEK = (
-    Column("position", lambda row: str(row["position"]), right=True),
+    Column("position", lambda row: str(row["position"] or "-"), right=True),
     Column("id", lambda row: row["id"]),
     Column("status", lambda row: row["status"] or "no body"),
     Column("priority", lambda row: row["priority"] or "-"),
@@ -70,7 +72,7 @@ def peek(
 async def _peek(queue: Queue[dict[str, Any]], limit: int, as_json: bool) -> None:
     with Listing(_PEEK, as_json=as_json) as listing:
         async for page in queue.transitions.walk("main", count=min(limit, BODIES)):
-            records = await read_line(queue, page, listing.length)
+            records = await read_line(queue, page)
             listing.add(records[: limit - listing.length])
             if listing.length >= limit:
                 break

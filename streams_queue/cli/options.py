@@ -10,6 +10,7 @@ from streams_queue.cli.terminal import LogLevel, fail, fail_by, log_to_stderr
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.queue import Queue
 from streams_queue.settings import Address, Settings
+from streams_queue.sharding import NamedQueue
 
 T = TypeVar("T")
 
@@ -31,7 +32,12 @@ Prefix = Annotated[
 ]
 Url = Annotated[
     str | None,
-    typer.Option("--url", metavar="URL", help="The server, instead of the one that the environment names."),
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="The server, instead of the one that the environment names; all servers of a sharded queue, with blanks "
+        "between them.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
@@ -64,7 +70,7 @@ def run_on_queue(prefix: str, url: str | None, job: Callable[[Queue[dict[str, An
 
 
 async def _opened(prefix: str, url: str | None, job: Callable[[Queue[dict[str, Any]]], Awaitable[T]]) -> T:
-    queue = Queue(prefix, url=url)
+    queue = NamedQueue(prefix, url=url)
     refuse_private(queue.settings)
     async with queue:
         return await job(queue)

@@ -163,7 +163,8 @@ def dashboard(
     """The dashboard as an ASGI application, to be served or to be mounted in another one.
 
     Args:
-        url: of the server that holds the queues; without one the environment says, as for `Queue`.
+        url: of the server that holds the queues; without one the environment says, as for `Queue`. Of a queue whose
+            shards are on several servers all of them, with blanks between them.
         prefixes: of the queues that are shown; None for all that the database has, which reads the names of its keys
             every half minute at most.
         credentials: names and passwords that may come in, by HTTP Basic. Without them, and without `identify`, it
@@ -177,4 +178,4 @@ def dashboard(
         ConfigurationError: a bad prefix, URL or host, or hosts without credentials.
     """
     access = Access.of(credentials, identify, allowed_hosts, read_only=read_only)
-    return Dashboard(access, Watch(Settings.resolve(url), prefixes))
+    return Dashboard(access, Watch(Settings.resolve_all(url), prefixes))

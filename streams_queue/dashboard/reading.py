@@ -145,11 +145,7 @@ async def line(queue: AnyQueue, after: str | None, limit: int) -> Found:
     page = await queue.transitions.page("main", place_of(after) if after else _EARLIEST, limit)
     if not page.places:
         return Found([], 0, None, page.now)
-    before = 0
-    if after:
-        ((position, _),) = await queue.transitions.positions([page.places[0].id])
-        before = (position or 1) - 1
-    records: list[Record] = [*await read_line(queue, page, before)]
+    records: list[Record] = [*await read_line(queue, page)]
     more = cursor(page.places[-1]) if len(page.places) == limit else None
     return Found(records, len(page.places), more, page.now)
 

@@ -185,7 +185,7 @@ class Workers(msgspec.Struct, frozen=True):
 class InLine(msgspec.Struct, frozen=True):
     """A message in line; what its body tells is null where that ran out."""
 
-    position: int
+    position: int | None
     id: str
     status: str | None
     priority: str | None

@@ -13,6 +13,7 @@ from streams_queue.discovery import discover
 from streams_queue.errors import ConfigurationError, QueueUnavailable, StreamsQueueError
 from streams_queue.queue import Queue
 from streams_queue.settings import Settings
+from streams_queue.sharding import NamedQueue
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,12 @@ class Watch:
     """Watches queues while its task runs, which begins with the first request and ends with the event loop.
 
     Args:
-        settings: where the server is.
+        servers: where the queues are. They are looked for on the first; shards may be on all of them.
         prefixes: of the queues; None for all that the database has.
     """
 
-    def __init__(self, settings: Settings, prefixes: Sequence[str] | None) -> None:
-        self._settings = settings
+    def __init__(self, servers: Sequence[Settings], prefixes: Sequence[str] | None) -> None:
+        self._servers = servers
         self._found = prefixes is None
         self._watched: dict[str, Watched] = {}
         self._task: asyncio.Task[None] | None = None
@@ -96,7 +97,7 @@ class Watch:
 
     async def check(self) -> None:
         """Connect once, and raise what stands in the way."""
-        connection = Connection(self._settings)
+        connection = Connection(self._servers[0])
         await connection.open()
         await connection.close()
 
@@ -146,7 +147,7 @@ class Watch:
 
     async def _search(self) -> None:
         began = time.monotonic()
-        connection = Connection(self._settings)
+        connection = Connection(self._servers[0])
         try:
             await connection.open()
             prefixes = await discover(connection)
@@ -165,4 +166,4 @@ class Watch:
         self._search_at = time.monotonic() + max(_SEARCH_EVERY, _SEARCH_SHARE * took)
 
     def _add(self, prefix: str) -> None:
-        self._watched[prefix] = Watched(Queue(prefix, url=self._settings.url))
+        self._watched[prefix] = Watched(NamedQueue(prefix, url=[settings.url for settings in self._servers]))

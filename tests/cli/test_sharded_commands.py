@@ -1,0 +1,116 @@
+"""The command line shows a queue with shards as one."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cli.test_exporter import fetched
+from helpers import work
+from streams_queue import Reject, ShardedQueue
+
+
+@pytest.fixture
+async def queue(server, prefix) -> AsyncIterator[ShardedQueue[Any]]:
+    async with ShardedQueue(prefix, shards=4, url=server.url) as queue:
+        yield queue
+
+
+async def bury(queue: ShardedQueue[Any], count: int) -> list[str]:
+    async def fail(message):
+        raise Reject("no stock")
+
+    died = []
+    for n in range(count):
+        died.append((await queue.enqueue({"user_id": f"u{n}", "n": n})).id)
+        await work(queue.shards[queue.routing.holder(died[-1]) or 0], fail)
+    return died
+
+
+async def test_looking(run, queue):
+    receipts = await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(30)])
+    assert run("stats", "--json").json["main"] == 30
+    line = run("peek", "--limit", "25", "--json").json
+    assert len(line) == 25
+    times = [row["enqueued_at"] for row in line]
+    assert times == sorted(times)
+    for row in line[::8]:
+        assert row["position"] == await queue.position(row["id"])
+    one = receipts[7].id
+    assert run("position", one, "--json").json == {
+        "id": one, "position": await queue.position(one), "ahead": await queue.ahead(one),
+    }  # fmt: skip
+    story = run("show", one, "--json").json
+    assert (story["status"], story["data"], story["places"]) == ("queued", {"user_id": "u7"}, ["main"])
+    assert run("position", "unknown").code == run("show", "unknown").code == 1
+
+
+async def test_changing(run, queue):
+    made = run("enqueue", '{"user_id": "u1"}', "--json").json["id"]
+    assert queue.routing.holder(made) == queue.routing.home("x", [b"user_id", b"u1"])
+    lines = "".join(f'{{"user_id": "u{n}"}}\n' for n in range(20))
+    answer = run("enqueue", "-", "--json", stdin=lines)
+    assert len(answer.json) == 20
+    assert run("enqueue", '{"user_id": "u2"}', "--id", "own").code == 0
+    assert await queue.length() == 22
+    assert [row["outcome"] for row in run("remove", made, "own", "--yes", "--json").json] == ["removed", "removed"]
+    assert run("remove", made, "own", "--yes").code == 1
+    assert run("pause").code == 0
+    assert [(await shard.stats()).paused for shard in queue.shards] == [True] * 4
+    assert run("resume").code == 0
+    assert not (await queue.stats()).paused
+
+
+async def test_dead_letters(run, queue):
+    died = await bury(queue, 9)
+    assert [row["id"] for row in run("dlq", "list", "--json").json] == died[::-1]
+    assert [row["id"] for row in run("dlq", "list", "--limit", "3", "--json").json] == died[:5:-1]
+    assert run("dlq", "show", died[2], "--json").json["reason"] == "rejected"
+    assert run("dlq", "requeue", died[0], died[1], "--json").code == 0
+    assert run("dlq", "delete", "--all", "--text", "stock", "--yes").code == 0
+    stats = await queue.stats()
+    assert (stats.main, stats.dead) == (2, 0)
+
+
+async def test_a_queue_without_shards_beside_it(run, queue, redis, prefix):
+    """The registry of one says nothing of another."""
+    assert run("enqueue", "{}", "--id", "m1", "--prefix", f"{prefix}x").code == 0
+    assert await redis.zscore(f"{prefix}x:queue:main", "m1")
+    assert len(run("enqueue", "{}", "--json", "--prefix", f"{prefix}x").json["id"]) == 36
+    await queue.enqueue({"user_id": "u1"}, id="m2")
+    (shard,) = [shard for shard in queue.shards if await shard.position("m2")]
+    assert run("stats", "--json", "--prefix", shard.keys.prefix).json["main"] == 1, "one shard alone"
+
+
+@pytest.mark.leaks("another program's key")
+async def test_another_programs_key_where_a_registry_would_be(run, redis, prefix):
+    await redis.set(f"{{{prefix}}}:shards", "x")
+    assert run("enqueue", "{}", "--id", "m1").code == 0
+    assert await redis.zscore(f"{prefix}:queue:main", "m1")
+
+
+async def test_several_servers(run, server, private, prefix):
+    other = private()
+    async with ShardedQueue(prefix, shards=4, url=[server.url, other.url]) as queue:
+        await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(40)])
+        both = f"{server.url} {other.url}"
+        assert run("stats", "--json", "--url", both).json["main"] == 40
+        assert run("stats", "--json", STREAMS_QUEUE_URL=both).json["main"] == 40
+        code, _, err = run("stats")
+        assert code == 2
+        assert "on 2 servers, 1 were named" in err
+
+
+async def test_the_exporter(start, queue, prefix):
+    await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(12)])
+    process = start("exporter", "--port", "0")
+    url = process.stderr.readline().split()[-1]
+    assert f'streams_queue_depth{{queue="{prefix}",state="waiting"}} 12.0' in fetched(url)[1]
+    load = json.loads(fetched(url.replace("/metrics", "/load"))[1])
+    assert (load["queue"], load["waiting"]) == (prefix, 12)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0

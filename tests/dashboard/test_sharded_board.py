@@ -1,0 +1,77 @@
+"""The dashboard shows a queue with shards as one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dashboard.conftest import seen
+from helpers import work
+from streams_queue import Queue, Reject, ShardedQueue
+from streams_queue.connection import Connection
+from streams_queue.discovery import discover
+from streams_queue.settings import Settings
+
+
+@pytest.fixture
+async def queue(server, prefix) -> AsyncIterator[ShardedQueue[Any]]:
+    async with ShardedQueue(prefix, shards=4, url=server.url) as queue:
+        yield queue
+
+
+async def fail(message):
+    raise Reject("no stock")
+
+
+async def test_one_queue_is_found(queue, server, prefix):
+    connection = Connection(Settings(server.url))
+    await connection.open()
+    try:
+        assert await discover(connection) == []
+        await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])
+        async with Queue("{alone:3}", url=server.url) as alone, Queue(prefix + "x", url=server.url) as other:
+            await alone.enqueue({})
+            await other.enqueue({})
+            assert await discover(connection) == sorted([prefix, "{alone:3}", f"{prefix}x"])
+    finally:
+        await connection.close()
+
+
+async def test_one_queue_is_shown(queue, opened, prefix):
+    receipts = await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])
+    browser = await opened(prefixes=None)
+    overview = await browser.text("/")
+    assert prefix in overview
+    assert f"{{{prefix}:" not in overview
+    page = await browser.text(f"/queues/{prefix}")
+    assert "20" in page
+    line = (await browser.get(f"/api/queues/{prefix}/line?limit=20")).json()
+    assert len(line["messages"]) == 20
+    message = await browser.text(f"/queues/{prefix}/message?id={receipts[3].id}")
+    assert "u3" in message
+    assert f"{await queue.position(receipts[3].id)}, {await queue.ahead(receipts[3].id)} ahead" in message
+
+
+async def test_pause_dead_letters_and_their_change(queue, opened, prefix):
+    died = []
+    for n in range(7):
+        died.append((await queue.enqueue({"user_id": f"u{n}", "n": n})).id)
+        await work(queue.shards[queue.routing.holder(died[-1]) or 0], fail)
+    browser = await opened()
+    listed = (await browser.get(f"/api/queues/{prefix}/dead-letters")).json()
+    assert [letter["id"] for letter in listed["letters"]] == died[::-1]
+    await browser.post(f"/queues/{prefix}/pause")
+    assert (await queue.stats()).paused
+    await browser.post(f"/queues/{prefix}/resume")
+    assert not (await queue.stats()).paused
+    page = seen((await browser.get(f"/queues/{prefix}/dead")).text)
+    assert "no stock" in page
+
+
+async def test_its_metrics(queue, opened, prefix):
+    await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])
+    browser = await opened()
+    metrics = (await browser.get("/metrics")).text
+    assert f'streams_queue_depth{{queue="{prefix}",state="waiting"}} 20.0' in metrics
