@@ -266,13 +266,9 @@ def added_up(found: Sequence[Stats]) -> Stats:
     worker works in all of them. `paused` is true where any shard is: some messages do not move.
     """
     waits = [stats.oldest_waiting for stats in found if stats.oldest_waiting is not None]
+    sums = {name: sum(getattr(stats, name) for stats in found) for name in _COUNTS}
     return Stats(
-        main=sum(stats.main for stats in found),
-        processing=sum(stats.processing for stats in found),
-        retry=sum(stats.retry for stats in found),
-        scheduled=sum(stats.scheduled for stats in found),
-        dead=sum(stats.dead for stats in found),
-        lost=sum(stats.lost for stats in found),
+        **sums,
         paused=any(stats.paused for stats in found),
         oldest_waiting=max(waits, default=None),
         workers=max(stats.workers for stats in found),
@@ -280,6 +276,9 @@ def added_up(found: Sequence[Stats]) -> Stats:
         died=_summed(stats.died for stats in found),
         edits=_summed(stats.edits for stats in found),
     )
+
+
+_COUNTS = ("main", "processing", "retry", "scheduled", "dead", "lost", "parked")
 
 
 def _summed(found: Iterable[dict[str, int]]) -> dict[str, int]:

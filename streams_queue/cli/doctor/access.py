@@ -190,6 +190,7 @@ class _Trial:
         yield names.UNLOCK, lambda: at.unlock(keys.maintainer, _CONSUMER)
         yield names.RECONCILE, lambda: at.reconcile(START, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS)
         yield names.UPDATE, lambda: at.update("released", [b"x", b"x"], b"")
+        yield names.REGISTER, lambda: at.register("", "", "")
         yield names.READ, lambda: at.read(_IDS)
         yield names.EXAMINE, lambda: at.examine(_IDS)
         yield names.PAGE, lambda: at.page("main", Place("", -math.inf), 1)
