@@ -13,7 +13,7 @@ from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys, registry_prefix
 from streams_queue.limits import Limits, Rate
-from streams_queue.model import Stats, Status
+from streams_queue.model import Priority, Stats, Status
 from streams_queue.routing import hash_for, hash_in, jump
 from streams_queue.transitions import Transitions
 
@@ -83,6 +83,12 @@ class Shards(Transitions):
     async def remove(self, ids: Sequence[str], *, only_dead: bool = False) -> list[bool]:
         """As `Transitions.remove`; an own id that several shards have is taken out of each."""
         return await self._of_ids(ids, lambda shard, mine: shard.remove(mine, only_dead=only_dead), bool)
+
+    async def prioritise(self, ids: Sequence[str], priority: Priority) -> list[str]:
+        """As `Transitions.prioritise`."""
+        return await self._of_ids(
+            ids, lambda shard, mine: shard.prioritise(mine, priority), lambda answer: answer != "missing"
+        )
 
     async def update(self, id: str, fields: Sequence[bytes], types: bytes) -> bool:
         """As `Transitions.update`."""

@@ -304,6 +304,7 @@ async def test_an_id_of_ones_own_is_found_in_whichever_shard(queue):
         assert await queue.position(f"own-{n}")
         assert (await queue.get(f"own-{n}")).data == {"user_id": f"u{n}"}
         assert await queue.update(f"own-{n}", {"seen": True})
+        assert await queue.set_priority(f"own-{n}", "high")
         assert (await queue.enqueue({"user_id": f"u{n}"}, id=f"own-{n}")).duplicate
         assert await queue.remove(f"own-{n}")
         assert not await queue.remove(f"own-{n}")
@@ -503,7 +504,7 @@ async def test_what_a_worker_does_is_done_in_one_shard(queue):
 
 CONSIDERED = {
     "open", "close", "drain", "use", "enqueue", "enqueue_many", "position", "ahead", "get", "update", "remove",
-    "length", "stats", "pause", "resume", "limits", "set_limits", "result",
+    "length", "stats", "pause", "resume", "limits", "set_limits", "result", "set_priority",
 }  # fmt: skip
 """Methods of Queue of which this page says what they do in a queue with shards."""
 
