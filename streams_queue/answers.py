@@ -90,6 +90,14 @@ class Reconciled(NamedTuple):
     difference: int
 
 
+class Promoted(NamedTuple):
+    """What one `promote` did. `next_due`: seconds until something is due, None where nothing waits for a time."""
+
+    more_due: bool
+    promoted: int
+    next_due: float | None
+
+
 class Upkeep(NamedTuple):
     """What one `upkeep` did. `waiting`: messages that no blocking read brings are to be claimed; `pending`: somebody
     holds messages, or they were handed back. Of the rest nothing was done where it is another's turn.
@@ -101,6 +109,8 @@ class Upkeep(NamedTuple):
     more_due: bool
     promoted: int
     newest: Reconciled
+    next_due: float | None
+    """Seconds until something is due; None where nothing waits for a time."""
 
 
 class Place(NamedTuple):

@@ -18,10 +18,21 @@ from streams_queue.transitions import Transitions
 logger = logging.getLogger(__name__)
 
 INTERVAL = 1.0
-"""Seconds between two rounds at least (a sixth of the lease, where that is shorter)."""
+"""Seconds after which a worker asks at the earliest whether it is its turn (or a sixth of the lease, if less)."""
 
 SPREAD = (1.0, 1.4)
 """What each of these waits is multiplied by, at random, so that a fleet does not march in step."""
+
+ROUND = 0.8
+"""Seconds from one round to the next of the one in turn (a sixth of the lease, where that is less): what it could not
+know of, as a message with a short delay, comes into line no later than that.
+"""
+
+SHORTEST = 0.02
+"""Seconds between two looks at what is due, at least."""
+
+MARGIN = 0.002
+"""Seconds: clocks do not go alike, and a look that comes too early is one in vain."""
 
 TURN = 3.0
 """Seconds (or one lease, if that is shorter) for which one worker keeps the upkeep to itself; when it dies another
@@ -61,6 +72,7 @@ class Maintenance:
         self._sweep_at = 0.0
         self._prune_at = 0.0
         self._more_due = False
+        self._due_at = math.inf
         self._pending = True
         self._edits: dict[str, int] | None = None
         self._edits_seen_at = 0.0
@@ -72,31 +84,41 @@ class Maintenance:
             tasks.start_soon(self._patiently, self._turns)
             tasks.start_soon(self._patiently, self._passes)
 
-    async def _patiently(self, work: Callable[[], Awaitable[bool]]) -> None:
-        """Do this each interval, at once again where there is more of it; a server that is away is said once."""
+    async def _patiently(self, work: Callable[[], Awaitable[float]]) -> None:
+        """Do this again and again, after the seconds that it asks for; a server that is away is said once."""
         failing = False
         while True:
-            more = False
+            pause = self._interval()
             try:
-                more = await work()
+                pause = await work()
                 failing = False
             except StreamsQueueError as error:
                 if not failing:
                     logger.warning("the queue cannot be looked after at present: %s", error)
                 failing = True
-            await asyncio.sleep(0 if more else min(INTERVAL, self.lease / 6) * random.uniform(*SPREAD))
+            await asyncio.sleep(pause)
 
-    async def _turns(self) -> bool:
+    def _interval(self) -> float:
+        return min(INTERVAL, self.lease / 6) * random.uniform(*SPREAD)
+
+    async def _turns(self) -> float:
+        ends = self._now() + min(ROUND, self.lease / 6)
         await self._take_turn()
-        if self.in_turn:
-            await self._sweep_and_prune(full=False)
-        return self.in_turn and self._more_due
+        if not self.in_turn:
+            return self._interval()
+        await self._sweep_and_prune(full=False)
+        if self._more_due:
+            return 0.0
+        while self._due_at < ends:
+            await asyncio.sleep(max(SHORTEST, self._due_at - self._now()))
+            await self._promote()
+        return max(0.0, ends - self._now())
 
-    async def _passes(self) -> bool:
+    async def _passes(self) -> float:
         """Beside the rounds: a pass over a long queue holds up nothing."""
         if self.in_turn:
             await self._reconciliation.keep_on()
-        return False
+        return self._interval()
 
     async def _take_turn(self) -> None:
         """A turn is over before leases run out that are renewed in time: so where the server was frozen or away for
@@ -114,6 +136,7 @@ class Maintenance:
             self._sweep_at = self._now() + self.lease
         if self.in_turn:
             self._more_due, self._pending = done.more_due, done.pending
+            self._look_again_in(done.next_due)
             self._reconciliation.looked_at_newest(done.newest)
         if done.promoted:
             failpoints.hit("mid_promote")
@@ -132,7 +155,7 @@ class Maintenance:
     async def _sweep_and_prune(self, full: bool) -> int:
         now, moved = self._now(), 0
         if full or (self._pending and now >= self._sweep_at):
-            self._sweep_at = now + max(INTERVAL, self.lease / 6)
+            self._sweep_at = now + max(ROUND, self.lease / 6) - ROUND / 10  # a round is not always as long
             moved = await self.sweep(self._consumer if self.in_turn else "")
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
@@ -168,11 +191,19 @@ class Maintenance:
         deadline, moved = self._now() + within, 0
         self._more_due = True
         while self._more_due and self._now() < deadline:
-            self._more_due, promoted = await self._transitions.promote()
-            moved += promoted
-            if promoted:
-                failpoints.hit("mid_promote")
+            moved += await self._promote()
         return moved
+
+    async def _promote(self) -> int:
+        done = await self._transitions.promote()
+        self._more_due = done.more_due
+        self._look_again_in(done.next_due)
+        if done.promoted:
+            failpoints.hit("mid_promote")
+        return done.promoted
+
+    def _look_again_in(self, seconds: float | None) -> None:
+        self._due_at = math.inf if seconds is None else self._now() + seconds + MARGIN
 
     async def sweep(self, maintainer: str = "") -> int:
         """Everything that dead workers held, handed back or given up; for a maintainer only while its turn lasts."""

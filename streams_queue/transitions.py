@@ -24,6 +24,7 @@ from streams_queue.answers import (
     Oldest,
     Page,
     Place,
+    Promoted,
     Reconciled,
     Swept,
     Turn,
@@ -111,10 +112,10 @@ class Transitions:
             answers += [(Enqueued(id_of(row[0]), status_of(row[1]), len(row) > 2), confirmed) for row in written]
         return answers
 
-    async def promote(self) -> tuple[bool, int]:
-        """Put what is due in line: (whether more is due, how many were promoted)."""
-        more, promoted = await self._run(scripts.PROMOTE, (BATCH,))
-        return bool(more), promoted
+    async def promote(self) -> Promoted:
+        """Put what is due in line."""
+        more, promoted, next_due = await self._run(scripts.PROMOTE, (BATCH,))
+        return Promoted(bool(more), promoted, float(next_due) if next_due else None)
 
     async def requeue(self, ids: Sequence[str], *, dedup_expiry: int) -> list[str]:
         """Dead letters back in line: ``queued``, ``missing`` or ``expired`` for each."""
@@ -284,9 +285,10 @@ class Transitions:
         """Look after the queue for `turn` seconds, where nobody else does: promote, and mend the newest scores."""
         head = (consumer, round(turn * 1000), BATCH, adopted_ttl, dedup_expiry)
         reply = await self._run(scripts.UPKEEP, head, (), [self.keys.maintainer])
-        whose, waiting, pending, more_due, promoted, adopted, difference = reply
+        whose, waiting, pending, more_due, promoted, adopted, difference, next_due = reply
         newest = Reconciled("", adopted, 0, difference)
-        return Upkeep(Turn(whose), bool(waiting), bool(pending), bool(more_due), promoted, newest)
+        due = float(next_due) if next_due else None
+        return Upkeep(Turn(whose), bool(waiting), bool(pending), bool(more_due), promoted, newest, due)
 
     async def reconcile(self, cursor: str, *, adopted_ttl: int, dedup_expiry: int) -> Reconciled:
         """Mend what outsiders did to main: the newest scores (empty cursor), or a step of a full pass (from

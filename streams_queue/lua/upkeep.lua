@@ -3,7 +3,8 @@
 -- KEYS     house, then: maintainer
 -- ARGV     consumer turn_ms limit adopted_ttl dedup_expiry
 -- RETURNS  {turn as `lock` answers it, messages wait that no blocking read brings (0 or 1), messages are pending (0 or 1),
---          more is due (0 or 1), messages promoted, messages given an entry, ids in main less entries in streams}
+--          more is due (0 or 1), messages promoted, messages given an entry, ids in main less entries in streams,
+--          seconds until something is due ("" where nothing waits for a time)}
 --- include house
 --- include place
 --- include limits
@@ -49,7 +50,7 @@ for _, letter in ipairs(PRIORITIES) do
     if holder[1] == RETURNED or holder[1] == SUSPECTS then waiting = 1 end
   end
 end
-if turn == 0 then return {turn, waiting, pending, 0, 0, 0, 0} end
+if turn == 0 then return {turn, waiting, pending, 0, 0, 0, 0, ''} end
 
 local now = server_time()
 begin_mending(now, ARGV[4], ARGV[5])
@@ -57,4 +58,4 @@ local more, promoted = promote_due(now, limit)
 if wake_due(now, limit) then more = 1 end
 if look_at_all_parked(now, limit) then more = 1 end
 mend_newest(now, limit)
-return finish({turn, waiting, pending, more, promoted, repaired, difference()})
+return finish({turn, waiting, pending, more, promoted, repaired, difference(), until_due(now)})

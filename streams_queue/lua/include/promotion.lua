@@ -26,3 +26,12 @@ local function promote_due(now, limit)
   end
   return more, promoted
 end
+
+-- Seconds until something has its time, as a text; empty where nothing waits for one.
+local function until_due(now)
+  local first = math.huge
+  for _, set in ipairs({RETRY, SCHEDULED, WAKE}) do
+    first = math.min(first, number(call('ZRANGE', set, 0, 0, 'WITHSCORES')[2], math.huge))
+  end
+  return first < math.huge and seconds(math.max(0, first - now)) or ''
+end
