@@ -123,6 +123,10 @@ class Gathering(Generic[Payload]):
         self._wait = wait
         self._batch: Batch[Payload] | None = None
 
+    def beside(self) -> "Gathering[Payload]":
+        """The same handler, with batches of their own."""
+        return Gathering(self.handler, self.size, self._wait)
+
     @property
     def begun(self) -> int:
         """For how many messages there is room in the batch that is gathered."""

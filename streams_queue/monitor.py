@@ -19,7 +19,8 @@ from streams_queue.endpoint import Answer, Request, address_of, as_json, listen,
 from streams_queue.metrics import exposition_of_queues, exposition_of_registry, states_of
 from streams_queue.model import Stats
 from streams_queue.queue import Queue
-from streams_queue.transitions import Transitions
+from streams_queue.settings import Settings
+from streams_queue.sharding import ShardedQueue
 from streams_queue.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,7 @@ class Monitor:
         self._listening = listen(host, port)
         self.address = address_of(self._listening)
         self.port: int = self._listening.getsockname()[1]
-        settings = worker.queue.settings
-        self._connection = Connection(msgspec.structs.replace(settings, timeout=min(settings.timeout, LOOK_WITHIN)))
-        self._transitions = Transitions(self._connection, worker.queue.keys)
+        self._queue = _twin(worker.queue)
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(
@@ -78,14 +77,14 @@ class Monitor:
         await self._stop.wait()
         serving.cancel()
         await asyncio.wait([serving])
-        await self._connection.close()
+        await self._queue.close()
 
     async def _metrics(self, request: Request) -> Answer:
         return Answer(HTTPStatus.OK, *exposition_of_registry(accept=request.headers.get("accept", "")))
 
     async def _load(self, _: Request) -> Answer:
-        await self._connection.open()
-        stats, worker = await self._transitions.stats(), self._worker
+        await self._queue.open()
+        stats, worker = await self._queue.stats(), self._worker
         mine = {"slots": worker.concurrency, "busy": worker.busy, "saturation": worker.busy / worker.concurrency}
         return as_json(load_of(worker.queue.keys.prefix, stats) | mine)
 
@@ -146,6 +145,22 @@ def load_of(queue: str, stats: Stats) -> dict[str, Any]:
         "queue": queue, **states_of(stats), "oldest_waiting_seconds": stats.oldest_waiting or 0.0,
         "workers": stats.workers, "paused": stats.paused,
     }  # fmt: skip
+
+
+def _twin(queue: Queue[Any]) -> Queue[Any]:
+    """The same queue, for a thread of its own and a prober without patience."""
+    if not isinstance(queue, ShardedQueue):
+        twin = Queue(queue.keys.prefix, url=queue.settings.url)
+        twin.use(Connection(_impatient(queue.settings)))
+        return twin
+    sharded = ShardedQueue(queue.keys.prefix, shards=None, url=[settings.url for settings in queue.servers])
+    sharded.servers = tuple(map(_impatient, queue.servers))
+    sharded.use(Connection(sharded.servers[0]))
+    return sharded
+
+
+def _impatient(settings: Settings) -> Settings:
+    return msgspec.structs.replace(settings, timeout=min(settings.timeout, LOOK_WITHIN))
 
 
 def _verdict(name: str, verdict: bool, **more: Any) -> Answer:

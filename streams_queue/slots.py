@@ -49,6 +49,8 @@ class Slots:
         self._taken = 0  # reserved by a claim under way, or running
         self.running = 0
         """Handlers that run now, those included whose outcome is being written."""
+        self.ended = 0
+        """Handlers that have ended so far."""
         self._turn = asyncio.Lock()  # first come, first served
         self._waiting = 0
         self._alone: object | None = None
@@ -110,10 +112,17 @@ class Slots:
         """Reserve nothing, for one who only waits for messages."""
         return Room(self, member, 0, alone=False, intake=intake)
 
-    async def rest(self, member: object) -> bool:
-        """Wait until all members have nothing to do: True; or until it makes sense to look again: False."""
-        self._resting.add(member)
-        if self._all_rest:
+    async def rest(self, member: object, ended: int) -> bool:
+        """Wait until all members have nothing to do: True; or until it makes sense to look again: False.
+
+        A handler may have enqueued messages wherever it liked: only who has looked after the last one's end rests.
+
+        Args:
+            member: who has found nothing.
+            ended: as many handlers had ended before it looked.
+        """
+        if ended == self.ended:
+            self._resting.add(member)
             self.tell()
         await self.until(lambda: self._all_rest or (member not in self._resting and not self.running))
         return self._all_rest
@@ -122,6 +131,8 @@ class Slots:
         """A handler has ended."""
         self._taken -= 1
         self.running -= 1
+        self.ended += 1
+        self._resting.clear()
         self.tell()
 
     def tell(self) -> None:
@@ -189,7 +200,7 @@ class Room:
         self._free_all()
         if not self.stays_alone:
             self._slots._end_alone(self._member)
-            self._slots.tell()
+        self._slots.tell()
 
     @property
     def free(self) -> int:

@@ -19,6 +19,7 @@ from streams_queue import failpoints
 from streams_queue.answers import Claimed, Delivery
 from streams_queue.batches import Batch, BatchHandler, Gathering, Member, handle_together
 from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
+from streams_queue.crew import Crew
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.execution import (
     NOT_WRITTEN,
@@ -39,6 +40,7 @@ from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation, Run, Watch
 from streams_queue.queue import Queue
+from streams_queue.sharding import ShardedQueue
 from streams_queue.slots import ONE, Room, Slots
 from streams_queue.tracing import HandlerSpans
 
@@ -58,8 +60,8 @@ class Worker(Generic[Payload]):
     returns completes its message; one that raises has it tried again.
 
     Args:
-        queue: opened by `run` where it is not.
-        concurrency: handlers that run at the same time; a batch handler runs for as many batches.
+        queue: opened by `run` where it is not. Of a `ShardedQueue` all shards are taken from, each in its turn.
+        concurrency: handlers that run at the same time, over all shards; a batch handler runs for as many batches.
         lease: seconds after which the messages of a worker that died go to another. How long a handler runs has nothing
             to do with it. All workers of a queue use the same.
         max_retries: how often a failed message is tried again before it is a dead letter.
@@ -136,6 +138,8 @@ class Worker(Generic[Payload]):
         """Deliveries that were lost, and not counted yet."""
         self._lost_some = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._chief: Worker[Payload] | None = None
+        """The worker whose part this one is: it works on one of the shards."""
 
     @property
     def concurrency(self) -> int:
@@ -255,19 +259,26 @@ class Worker(Generic[Payload]):
         if self._running:
             raise ConfigurationError("this worker runs already: make another one to run beside it")
         self._running, self._answered_at, self._broken = True, -math.inf, None
+        self.consumer = consumer_name() if self._chief is None else self._chief.consumer
         try:
-            self.consumer = consumer_name()
             await self.queue.open()
-            await self._join()
-            self._slots.join(self)
-            logger.info("worker %s works on queue %s", self.consumer, self.queue.keys.prefix)
-            await self._work_on(_Run(self), burst)
+            if isinstance(self.queue, ShardedQueue):
+                await self._work_on_shards(self.queue, burst)
+            else:
+                await self._join()
+                self._say_at_work(self.queue.keys.prefix)
+                await self._work_on(_Run(self), burst)
         finally:
             self._running, self._signed_at = False, math.inf
             self._stopping.clear()
             self._slots.quit(self)
 
+    def _say_at_work(self, queue: str) -> None:
+        level = logging.INFO if self._chief is None else logging.DEBUG
+        logger.log(level, "worker %s works on queue %s", self.consumer, queue)
+
     async def _join(self) -> None:
+        self._slots.join(self)
         try:
             await self._transitions.join(self.consumer, self._lease)
             if self._one_at_a_time_per is not None:
@@ -285,7 +296,8 @@ class Worker(Generic[Payload]):
         run.keeper.start()
         try:
             async with anyio.create_task_group() as background:
-                background.start_soon(report, self.queue.connection, self.queue.keys.prefix)
+                if self._chief is None:
+                    background.start_soon(report, self.queue.connection, self.queue.keys.prefix)
                 background.start_soon(run.maintenance.run)
                 background.start_soon(self._give_signs, run.keeper)
                 background.start_soon(self._count_losses)
@@ -311,6 +323,31 @@ class Worker(Generic[Payload]):
         if self._broken is not None:
             raise self._broken
 
+    # ---- the shards of one queue
+
+    async def _work_on_shards(self, queue: ShardedQueue[Payload], burst: bool) -> None:
+        crew = Crew(self._hire, self._stopping, lambda: self._grace)
+        async with anyio.create_task_group() as background:
+            for connection in {shard.connection for shard in queue.shards}:
+                background.start_soon(report, connection, queue.keys.prefix)
+            background.start_soon(self._give_signs)
+            self._say_at_work(f"{queue.keys.prefix}, in all of its {len(queue.shards)} shards")
+            await crew.work(queue.shards, burst=burst)
+            background.cancel_scope.cancel()
+        if crew.error is not None:
+            raise crew.error
+
+    def _hire(self, shard: Queue[Payload]) -> "Worker[Payload]":
+        """A part of this worker, for one shard: its slots and all that it was told are this one's."""
+        member = Worker(
+            shard, lease=self._lease, poll_interval=self._poll_interval, one_at_a_time_per=self._one_at_a_time_per
+        )
+        member._chief, member._slots, member.policy = self, self._slots, self.policy
+        member._handler, member._gathering = self._handler, self._gathering and self._gathering.beside()
+        member.observation.queue, member.observation.observers = self.queue.keys.prefix, self.observation.observers
+        self._slots.join(member)
+        return member
+
     # ---- taking messages into free slots
 
     async def _claim(self, run: "_Run[Payload]", scope: anyio.CancelScope, burst: bool) -> None:
@@ -319,6 +356,7 @@ class Worker(Generic[Payload]):
             if self._alone:
                 self._hand_over()
             with await self._slots.room(self, alone=self._alone, intake=self._gathering or ONE) as room:
+                ended = self._slots.ended
                 claimed = await run.claimer.claim(room, self._executions)
                 self._start(run, claimed, room)
             if claimed.wait:
@@ -330,7 +368,7 @@ class Worker(Generic[Payload]):
                 await self._slots.change(self._poll_interval)
             elif burst and upkept:
                 with anyio.move_on_after(self._poll_interval):
-                    if await self._slots.rest(self):
+                    if await self._slots.rest(self, ended):
                         return scope.cancel()
             elif burst:
                 upkept = not await run.claimer.patiently(lambda: run.maintenance.round(full=True))
@@ -354,6 +392,8 @@ class Worker(Generic[Payload]):
 
     def _answered(self) -> None:
         self._answered_at = time.monotonic()
+        if self._chief is not None:
+            self._chief._answered()
 
     def _renewed(self) -> None:
         if self._slots.full:  # else it claims, and that is to be answered
@@ -575,10 +615,11 @@ class Worker(Generic[Payload]):
         with anyio.CancelScope(shield=True):
             await run.claimer.close()
 
-    async def _give_signs(self, keeper: LeaseKeeper) -> None:
+    async def _give_signs(self, keeper: LeaseKeeper | None = None) -> None:
         while True:
             self._signed_at = time.monotonic()
-            keeper.sign()
+            if keeper is not None:
+                keeper.sign()
             await anyio.sleep(self._lease / 3)
 
 

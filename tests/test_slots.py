@@ -131,7 +131,7 @@ async def test_all_rest_or_none():
     slots = Slots(2)
     slots.join("a")
     slots.join("b")
-    first = asyncio.create_task(slots.rest("a"))
+    first = asyncio.create_task(slots.rest("a", 0))
     await settled()
     with await slots.room("b") as room:
         room.fill(1)
@@ -139,7 +139,8 @@ async def test_all_rest_or_none():
     assert not first.done()
     slots.leave()
     assert await first is False  # what ran may have enqueued something
-    rests = [asyncio.create_task(slots.rest(member)) for member in ("a", "b")]
+    assert await slots.rest("a", 0) is False  # it has looked before
+    rests = [asyncio.create_task(slots.rest(member, 1)) for member in ("a", "b")]
     assert await asyncio.gather(*rests) == [True, True]
 
 
@@ -206,3 +207,15 @@ async def test_nothing_joins_a_list_while_another_is_to_be_alone():
     with await alone:
         pass
     assert (await joining).free == 20
+
+
+async def test_what_is_freed_by_one_who_wants_to_be_alone_next_is_told():
+    slots = Slots(2)
+    with await slots.room("a") as room:
+        other = asyncio.create_task(slots.room("b"))
+        await settled()
+        room.stays_alone = True
+    alone = asyncio.create_task(slots.room("a", alone=True))
+    with await asyncio.wait_for(other, 1):
+        pass
+    assert (await asyncio.wait_for(alone, 1)).alone

@@ -21,7 +21,7 @@ import pytest
 import canary
 import servers
 from servers import wait_until
-from streams_queue import ConfigurationError, Queue, Worker
+from streams_queue import ConfigurationError, Queue, ShardedQueue, Worker
 
 JOBS = """
 import asyncio, pathlib, os, time
@@ -46,6 +46,19 @@ async def handle(message):
         raise ValueError(message.data["error"])
 """
 
+SHARDED = """
+import os
+from streams_queue import ShardedQueue, Worker
+
+queue = ShardedQueue(os.environ["PREFIX"], shards=None)
+worker = Worker(queue, lease=2.0, poll_interval=0.2)
+
+@worker.handler
+async def handle(message):
+    with open("started", "a") as started:
+        started.write(message.id + "\\n")
+"""
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -53,6 +66,7 @@ Start = Callable[..., subprocess.Popen[str]]
 def folder(tmp_path: Path) -> Path:
     """The directory that the command starts in, with the application in it."""
     (tmp_path / "jobs.py").write_text(JOBS)
+    (tmp_path / "sharded.py").write_text(SHARDED)
     (tmp_path / "broken.py").write_text("import nonesuch_dependency")
     (tmp_path / "misconfigured.py").write_text("from streams_queue import Queue\nQueue('a b')")
     return tmp_path
@@ -111,6 +125,16 @@ async def test_burst_works_off_the_queue(start, queue, folder):
     assert sorted(started(folder)) == sorted(receipt.id for receipt in receipts)
     assert await queue.length() == 0
     assert (await queue.stats()).counters["completed_messages"] == 20
+
+
+async def test_all_shards_are_worked_off(start, server, prefix, folder):
+    async with ShardedQueue(prefix, shards=3, url=server.url) as queue:
+        receipts = await queue.enqueue_many([{"user_id": n} for n in range(20)])
+        code, log = end(start("sharded:worker", "--burst"))
+        assert code == 0, log
+        assert f"works on queue {prefix}, in all of its 3 shards" in log
+        assert sorted(started(folder)) == sorted(receipt.id for receipt in receipts)
+        assert await queue.length() == 0
 
 
 async def test_it_runs_in_uvloop_where_that_is_installed(start, queue, folder):
