@@ -14,6 +14,7 @@ from streams_queue.cli.doctor.roles import READS, SCRIPTS_OF, Role, commands_of
 from streams_queue.connection import Connection, translated
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys
+from streams_queue.limits import Limits
 from streams_queue.model import Lease
 from streams_queue.scripts import Script
 from streams_queue.transitions import NotJoined
@@ -190,6 +191,7 @@ class _Trial:
         yield names.UNLOCK, lambda: at.unlock(keys.maintainer, _CONSUMER)
         yield names.RECONCILE, lambda: at.reconcile(START, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS)
         yield names.UPDATE, lambda: at.update("released", [b"x", b"x"], b"")
+        yield names.LIMIT, lambda: at.limit(Limits())
         yield names.REGISTER, lambda: at.register("", "", "")
         yield names.READ, lambda: at.read(_IDS)
         yield names.EXAMINE, lambda: at.examine(_IDS)
