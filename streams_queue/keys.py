@@ -12,6 +12,7 @@ from streams_queue.errors import ConfigurationError, InvalidMessage
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]{1,128}")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SHARD = re.compile(r"\{([A-Za-z0-9_.:-]+):(?:0|[1-9]\d{0,3})\}")
+_TAG = re.compile(r"^[^{]*\{[^}]+\}")
 RESERVED_IDS = frozenset({"global_lock"})  # P:lock:global_lock is the lock of all old workers, not of a message
 
 
@@ -55,6 +56,11 @@ def registry_prefix(name: str) -> str:
     return f"{{{name}}}"
 
 
+def tagged(prefix: str) -> str:
+    """The prefix itself where Redis Cluster keeps all its keys on one node; in braces otherwise."""
+    return prefix if _TAG.search(prefix) else f"{{{prefix}}}"
+
+
 class Keys:
     """The keys of the queue with this prefix.
 
@@ -94,7 +100,7 @@ class Keys:
     @property
     def has_hash_tag(self) -> bool:
         """Whether Redis Cluster keeps all keys of this prefix on one node."""
-        return re.search(r"^[^{]*\{[^}]+\}", self.prefix) is not None
+        return tagged(self.prefix) == self.prefix
 
     def message(self, id: str) -> str:
         """The body: a hash, one field per key."""

@@ -27,7 +27,7 @@ from streams_queue.errors import (
     QueueUnavailable,
     Removed,
 )
-from streams_queue.keys import Keys, valid_id
+from streams_queue.keys import Keys, tagged, valid_id
 from streams_queue.limits import Limits
 from streams_queue.listener import REREAD, Event, Listener
 from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
@@ -143,7 +143,7 @@ class Queue(Generic[Payload]):
         if self.connection.is_cluster and not self.keys.has_hash_tag:
             raise ConfigurationError(
                 f"on Redis Cluster all keys of a queue must live on one node: prefix {self.keys.prefix!r} has no hash "
-                f"tag, use '{{{self.keys.prefix}}}'"
+                f"tag, use {tagged(self.keys.prefix)!r}"
             )
 
     async def __aenter__(self) -> Self:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote
 import msgspec
 
 from streams_queue.errors import ConfigurationError
+from streams_queue.keys import tagged
 
 __all__ = ["Address", "Settings"]
 
@@ -104,6 +105,13 @@ class Settings(msgspec.Struct, frozen=True):
     def address(self) -> Address:
         """The URL taken apart."""
         return parse(self.url)
+
+    def prefix(self, name: str) -> str:
+        """What the keys of the queue called `name` begin with there: `name`, and on Redis Cluster `{name}`.
+
+        For names that people know from one server. All keys of a queue must live on one node of a Cluster.
+        """
+        return tagged(name) if self.address.kind == "cluster" else name
 
     @property
     def display(self) -> str:

@@ -280,15 +280,17 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
 
     def __init__(self, prefix: str, *, url: str | Sequence[str] | None = None) -> None:
         super().__init__(prefix, shards=None, url=url)
+        self._name = self.keys
 
     def _check_prefix(self) -> None:
-        """Whether it needs a hash tag is known when it is open."""
+        """On Redis Cluster it gets a hash tag when it is open, if it has no shards."""
 
     async def _find_shards(self) -> None:
+        self.keys = self._name
         registry = None if self.keys.has_hash_tag else await self._registry()
         if registry is None:
             self.shards, self.key = (), None
-            Queue._check_prefix(self)
+            self.keys = Keys(self.settings.prefix(self.keys.prefix))
             self.use(self.connection)
         else:
             self.key = registry.key

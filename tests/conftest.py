@@ -13,6 +13,7 @@ import redis.asyncio as redis_asyncio
 
 import canary
 import servers
+import setups
 
 UNBOUNDED = re.compile(
     r"""
@@ -37,7 +38,7 @@ _numbers = itertools.count(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--server",
-        choices=servers.NAMES,
+        choices=(*servers.NAMES, *setups.NAMES),
         default=None,
         help=f"the server to test against (default: {servers.DEFAULT})",
     )
@@ -88,7 +89,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     asked = request.config.getoption("--server")
     name = asked or servers.DEFAULT
     try:
-        running = servers.start_any(name, tmp_path_factory.mktemp(name))
+        running = setups.start_any(name, tmp_path_factory.mktemp(name))
     except servers.Missing as reason:
         if asked:
             pytest.exit(f"--server {name}: {reason}", returncode=3)
@@ -100,7 +101,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def private(tmp_path, request) -> Callable[..., servers.Server]:
     """Starts a server of one's own, of the kind that the run asks for unless it is named."""
-    asked = request.config.getoption("--server") or servers.DEFAULT
+    asked = setups.kind_asked_for(request.config)
     if asked == "testcontainers":
         asked = servers.DEFAULT
 
@@ -116,9 +117,10 @@ def private(tmp_path, request) -> Callable[..., servers.Server]:
 
 
 @pytest.fixture
-def prefix() -> str:
-    """A prefix no other test of this run uses."""
-    return f"t{next(_numbers)}"
+def prefix(request: pytest.FixtureRequest) -> str:
+    """A prefix no other test of this run uses; on a Cluster its keys are where the raw clients look."""
+    home = setups.HOME if request.config.getoption("--server") == "cluster" else ""
+    return f"{home}t{next(_numbers)}"
 
 
 @pytest.fixture
@@ -143,9 +145,11 @@ def _bounded_keys(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     server: servers.AnyServer = request.getfixturevalue("server")
     yield
-    with server.sync_client(decode_responses=False) as client:
-        left = [] if request.node.get_closest_marker("leaks") else unbounded(client)
-        client.flushall()
+    with setups.every_client(server, decode_responses=False) as clients:
+        leaks = request.node.get_closest_marker("leaks")
+        left = [] if leaks else [key for client in clients for key in unbounded(client)]
+        for client in clients:
+            client.flushall()
     assert not left, "keys without a bound: " + ", ".join(left)
 
 

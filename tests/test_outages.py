@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import servers
+import setups
 from helpers import LEASE, Handler, Held, queue_at, running, until, worker_of
 from streams_queue import Queue, QueueUnavailable
 from streams_queue.claiming import HAND_BACK_WITHIN
@@ -27,7 +28,7 @@ async def queue(server, prefix) -> AsyncIterator[Queue[Any]]:
 @pytest.fixture
 def durable(request, tmp_path) -> Iterator[servers.Server]:
     """A server of the test's own that writes everything down before it answers, to be killed."""
-    name = request.config.getoption("--server") or servers.DEFAULT
+    name = setups.kind_asked_for(request.config)
     if name == "testcontainers":
         pytest.skip("a container's process is not ours to kill")
     server = servers.start(name, tmp_path / "data", "--appendonly", "yes", "--appendfsync", "always")

@@ -14,6 +14,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 import servers
+import setups
 from helpers import Handler, until, work
 from streams_queue import InvalidMessage, Queue, QueueUnavailable
 
@@ -105,7 +106,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def name(request) -> str:
-    name = request.config.getoption("--server") or servers.DEFAULT
+    name = setups.kind_asked_for(request.config)
     if name == "testcontainers":
         pytest.skip("a container's process is not ours to freeze")
     return str(name)

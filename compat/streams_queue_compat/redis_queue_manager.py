@@ -21,6 +21,7 @@ from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
 from streams_queue.model import Lease, Message, Status
 from streams_queue.redaction import scrubbed
+from streams_queue.settings import Settings
 from streams_queue.worker import Worker
 from streams_queue_compat.engine import Engine
 from streams_queue_compat.logs import log_attempt, log_error
@@ -115,14 +116,15 @@ class RedisQueueManager:
     with a connection of its own.
 
     Args:
-        prefix: of every key.
+        prefix: of every key; on Redis Cluster the keys' own is ``{prefix}``, which keeps them on one node.
         default_ttl: seconds that a message may wait; None: it does not expire.
     """
 
     _indexes_users: ClassVar[bool] = False
 
     def __init__(self, prefix: str, default_ttl: float | None = 3600) -> None:
-        self._keys = Keys(prefix)
+        self._name = Keys(prefix).prefix
+        self._settled: Keys | None = None
         self.default_ttl = default_ttl
         self.max_retries = 3
         self.retry_delay_base = 5.0
@@ -136,7 +138,7 @@ class RedisQueueManager:
 
     @property
     def prefix(self) -> str:
-        """Of every key."""
+        """Of every key: on Redis Cluster with a hash tag."""
         return self._keys.prefix
 
     @property
@@ -374,19 +376,19 @@ class RedisQueueManager:
             poll_interval: seconds that an idle processor waits at most before it looks again.
         """
         if self._processor is not None and self._processor.running:
-            logger.warning("the processor of %s runs already", self.prefix)
+            logger.warning("the processor of %s runs already", self._name)
             return
         self._processor = Processor(lambda: self._worker(process_func, poll_interval))
         self._processor.start()
-        logger.info("the processor of %s started", self.prefix)
+        logger.info("the processor of %s started", self._name)
 
     async def stop_processor(self, timeout: float = 5.0) -> None:
         """Stop working: what is not done after `timeout` seconds is handed back. Stopping twice is logged."""
         if self._processor is None or not self._processor.running:
-            logger.warning("no processor of %s runs", self.prefix)
+            logger.warning("no processor of %s runs", self._name)
             return
         await self._processor.stop(timeout)
-        logger.info("the processor of %s stopped", self.prefix)
+        logger.info("the processor of %s stopped", self._name)
 
     async def close(self) -> None:
         """Disconnect this event loop. Not in the old documentation, and not needed at the end of a program."""
@@ -443,6 +445,7 @@ class RedisQueueManager:
         loop = asyncio.get_running_loop()
         engine = self._engines.get(loop)
         if engine is None:
+            self._settled = Keys(Settings.resolve().prefix(self._name))
             engine = self._engines[loop] = Engine(self.prefix, self._policy, index_users=self._indexes_users)
             for ended in [other for other in list(self._engines) if other.is_closed()]:
                 engine.take_over(self._engines.pop(ended))
@@ -455,6 +458,11 @@ class RedisQueueManager:
         if execution is None or (execution.prefix, execution.message.id) != (self.prefix, id):
             return None
         return execution
+
+    @property
+    def _keys(self) -> Keys:
+        """Those on the server that the environment names, which it may do as late as before the first call."""
+        return self._settled or Keys(Settings.resolve().prefix(self._name))
 
     @property
     def _lock_expiry(self) -> float:

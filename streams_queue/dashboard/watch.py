@@ -84,7 +84,7 @@ class Watch:
         self.looks = 0
         """How many looks were taken."""
         for prefix in prefixes or ():
-            self._add(prefix)
+            self._add(settings.prefix(prefix))
 
     @property
     def queues(self) -> list[Watched]:

@@ -15,6 +15,7 @@ import pytest
 
 import servers
 from compat.old_programs import OldProducer
+from streams_queue.settings import Settings
 from streams_queue_compat import chat_api_queue
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
 
@@ -66,6 +67,12 @@ async def chat(at_server: servers.AnyServer, monkeypatch: pytest.MonkeyPatch) ->
     if fresh.processor is not None and fresh.processor.running:
         await fresh.processor.stop(0)
     await fresh.queue.close()
+
+
+@pytest.fixture
+def chat_prefix(server: servers.AnyServer) -> str:
+    """What the keys of the chat queue begin with."""
+    return Settings(server.url).prefix("chat_api")
 
 
 @pytest.fixture

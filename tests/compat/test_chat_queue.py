@@ -110,7 +110,7 @@ def application(tmp_path: Path, programs):
 # ---- enqueue, look, change
 
 
-async def test_a_request_from_end_to_end(chat, redis):
+async def test_a_request_from_end_to_end(chat, redis, chat_prefix):
     id = await chat.enqueue_chat_request(*ARGUMENTS)
     other = await chat.enqueue_chat_request("u2", *ARGUMENTS[1:])
     assert await chat.get_queue_position(id) == 1 and await chat.get_queue_position(other) == 2
@@ -122,7 +122,7 @@ async def test_a_request_from_end_to_end(chat, redis):
     assert (request.request_id, request.status, request.retry_count) == (id, "working", 0)
     assert tuple(getattr(request, name) for name in FIELDS) == ARGUMENTS
     assert request.timestamp == pytest.approx(time.time(), abs=60)
-    assert request.dedup_key == (await redis.hget(f"chat_api:msg:{id}", "dedup_key"))
+    assert request.dedup_key == (await redis.hget(f"{chat_prefix}:msg:{id}", "dedup_key"))
     taken = await chat.get_next_request()
     assert taken.request_id == id and (await chat.get_next_request()).request_id == id
     assert await chat.remove_request(id) is True
@@ -133,13 +133,15 @@ async def test_a_request_from_end_to_end(chat, redis):
     assert await chat.update_request_status(id, "x") is False
 
 
-async def test_the_hash_of_a_request(chat, redis):
+async def test_the_hash_of_a_request(chat, redis, chat_prefix):
     async def callback(*_: Any) -> None: ...
 
     for given in (None, callback):
         id = await chat.enqueue_chat_request(*ARGUMENTS, status_callback=given)
         fields = {
-            name: value for name, value in (await redis.hgetall(f"chat_api:msg:{id}")).items() if name[0:3] != "_sq"
+            name: value
+            for name, value in (await redis.hgetall(f"{chat_prefix}:msg:{id}")).items()
+            if name[0:3] != "_sq"
         }
         assert fields == {
             "request_id": id,
@@ -161,7 +163,7 @@ async def test_duplicates_until_the_first_has_ended(chat):
     assert await chat.enqueue_chat_request(*ARGUMENTS) != id
 
 
-async def test_a_user_has_a_first_request(chat, redis):
+async def test_a_user_has_a_first_request(chat, redis, chat_prefix):
     ids = [await chat.enqueue_chat_request("u1", f"text {n}", *ARGUMENTS[2:]) for n in range(3)]
     number = await chat.enqueue_chat_request(42, "text", *ARGUMENTS[2:])
     assert (await chat.get_user_request("u1")).request_id == ids[0]
@@ -171,18 +173,18 @@ async def test_a_user_has_a_first_request(chat, redis):
     await chat._chat.queue.retry_message(ids[0])
     assert (await chat.get_user_request("u1")).request_id == ids[1], "the first one waits for its retry"
     await chat.remove_request(ids[1])
-    await redis.zrem("chat_api:queue:main", ids[2])  # an outsider
+    await redis.zrem(f"{chat_prefix}:queue:main", ids[2])  # an outsider
     assert await chat.get_user_request("u1") is None
     assert await chat.get_user_request("nobody") is None
 
 
-async def test_a_users_request_that_came_in_by_another_way(chat, managers, at_server):
+async def test_a_users_request_that_came_in_by_another_way(chat, managers, at_server, chat_prefix):
     """Programs enqueue chat requests with a manager of their own, too, and lately with the native API."""
     data = {**dict(zip(FIELDS, ARGUMENTS, strict=True)), "user_id": "u7"}
     await chat.get_queue_length()  # the chat queue is in use somewhere
     id = await managers("chat_api").enqueue(data)
     assert (await chat.get_user_request("u7")).request_id == id
-    async with Queue[Any]("chat_api", url=at_server.url, ttl=3600) as native:
+    async with Queue[Any](chat_prefix, url=at_server.url, ttl=3600) as native:
         receipt = await native.enqueue({**data, "user_id": "u8"})
     assert (await chat.get_user_request("u8")).request_id == receipt.id
     requests: list[QueuedRequest] = []
@@ -199,7 +201,7 @@ async def test_a_users_request_that_came_in_by_another_way(chat, managers, at_se
     await chat.stop_queue_processor()
 
 
-async def test_looking_up_a_user_or_a_position_does_not_grow_with_the_queue(chat, redis):
+async def test_looking_up_a_user_or_a_position_does_not_grow_with_the_queue(chat, redis, chat_prefix):
     costs: list[tuple[int, int]] = []
 
     async def commands() -> int:
@@ -209,8 +211,8 @@ async def test_looking_up_a_user_or_a_position_does_not_grow_with_the_queue(chat
     for waiting in (10, 20_000):
         async with redis.pipeline(transaction=False) as pipe:
             for n in range(waiting):
-                pipe.hset(f"chat_api:msg:w{n}", mapping={"timestamp": "5", "user_id": f"u{n}", "message": "hi"})
-                pipe.zadd("chat_api:queue:main", {f"w{n}": n})
+                pipe.hset(f"{chat_prefix}:msg:w{n}", mapping={"timestamp": "5", "user_id": f"u{n}", "message": "hi"})
+                pipe.zadd(f"{chat_prefix}:queue:main", {f"w{n}": n})
             await pipe.execute()
         last = await chat.enqueue_chat_request(f"last {waiting}", *ARGUMENTS[1:])
         await chat.get_queue_position((await chat.get_user_request(f"last {waiting}")).request_id)  # scripts are loaded
@@ -273,7 +275,7 @@ async def test_notify_status(caplog):
 # ---- handlers
 
 
-async def test_a_configured_handler(chat, redis):
+async def test_a_configured_handler(chat, redis, chat_prefix):
     requests: list[QueuedRequest] = []
     calls: list[Any] = []
     retries: list[int] = []
@@ -299,7 +301,7 @@ async def test_a_configured_handler(chat, redis):
     assert [request.status for request in requests] == ["processing"] * 2
     assert [request.retry_count for request in requests] == [0, 1]
     assert retries == [0, 0, 1, 1, 1]
-    await until(lambda: counted(redis, 1))
+    await until(lambda: counted(redis, chat_prefix, 1))
     await chat.stop_queue_processor()
 
 
@@ -321,11 +323,11 @@ async def test_a_long_response_reaches_the_callback(chat):
     await chat.stop_queue_processor()
 
 
-async def counted(redis: Any, number: int) -> bool:
-    return int(await redis.hget("chat_api:stats", "processed_requests") or 0) == number
+async def counted(redis: Any, chat_prefix: str, number: int) -> bool:
+    return int(await redis.hget(f"{chat_prefix}:stats", "processed_requests") or 0) == number
 
 
-async def test_a_handler_may_instruct_like_a_native_one(chat, redis):
+async def test_a_handler_may_instruct_like_a_native_one(chat, redis, chat_prefix):
     runs: list[str] = []
 
     async def answer(request: QueuedRequest) -> str:
@@ -340,10 +342,10 @@ async def test_a_handler_may_instruct_like_a_native_one(chat, redis):
     chat.configure(answer)
     ids = [await chat.enqueue_chat_request("u1", text, *ARGUMENTS[2:]) for text in ("never", "soon")]
     await chat.start_queue_processor()
-    await until(lambda: counted(redis, 1))
+    await until(lambda: counted(redis, chat_prefix, 1))
     assert runs == ["never", "soon", "soon"]
-    assert await redis.zrange("chat_api:queue:dlq", 0, -1) == [ids[0]]
-    assert await redis.hget(f"chat_api:msg:{ids[0]}", "error") == "not for us"
+    assert await redis.zrange(f"{chat_prefix}:queue:dlq", 0, -1) == [ids[0]]
+    assert await redis.hget(f"{chat_prefix}:msg:{ids[0]}", "error") == "not for us"
     await chat.stop_queue_processor()
 
 
@@ -351,7 +353,7 @@ async def test_a_handler_may_instruct_like_a_native_one(chat, redis):
     ("text", "reason", "words"),
     [("slow", "timeout", "the handler took longer than 1 s"), ("raises", "error", "TimeoutError: the model's own")],
 )
-async def test_a_handler_that_takes_too_long(chat, redis, monkeypatch, text, reason, words):
+async def test_a_handler_that_takes_too_long(chat, redis, monkeypatch, text, reason, words, chat_prefix):
     async def answer(request: QueuedRequest) -> str:
         if request.message == "raises":
             raise TimeoutError("the model's own")
@@ -364,12 +366,12 @@ async def test_a_handler_that_takes_too_long(chat, redis, monkeypatch, text, rea
     chat.configure(answer)
     id = await chat.enqueue_chat_request("u1", text, *ARGUMENTS[2:])
     await chat.start_queue_processor()
-    await until(lambda: redis.zcard("chat_api:queue:dlq"))
+    await until(lambda: redis.zcard(f"{chat_prefix}:queue:dlq"))
     await chat.stop_queue_processor()
-    assert await redis.hmget(f"chat_api:msg:{id}", "_sq_reason", "error") == [reason, words]
+    assert await redis.hmget(f"{chat_prefix}:msg:{id}", "_sq_reason", "error") == [reason, words]
 
 
-async def test_requests_done_are_counted_and_failures_are_not(chat, redis):
+async def test_requests_done_are_counted_and_failures_are_not(chat, redis, chat_prefix):
     async def answer(request: QueuedRequest) -> str:
         if request.message == "fails":
             raise ValueError("not now")
@@ -379,8 +381,8 @@ async def test_requests_done_are_counted_and_failures_are_not(chat, redis):
     chat.configure(answer)
     ids = [await chat.enqueue_chat_request("u1", text, *ARGUMENTS[2:]) for text in ("fails", "a", "b")]
     await chat.start_queue_processor()
-    await until(lambda: counted(redis, 2))
-    assert await redis.zrange("chat_api:queue:dlq", 0, -1) == [ids[0]]
+    await until(lambda: counted(redis, chat_prefix, 2))
+    assert await redis.zrange(f"{chat_prefix}:queue:dlq", 0, -1) == [ids[0]]
     assert (await chat._chat.queue.get_stats())["processed_requests"] == 2
     await chat.stop_queue_processor()
 
@@ -529,7 +531,7 @@ async def test_starting_and_stopping_twice_is_logged(chat, caplog):
     assert warnings == ["no chat processor runs", "the chat processor runs already", "no chat processor runs"]
 
 
-async def test_process_chat_api_queue_works_until_cancelled(chat, redis):
+async def test_process_chat_api_queue_works_until_cancelled(chat, redis, chat_prefix):
     started = asyncio.Event()
 
     async def answer(request: QueuedRequest) -> str:
@@ -540,7 +542,7 @@ async def test_process_chat_api_queue_works_until_cancelled(chat, redis):
     chat.configure(answer)
     quick = await chat.enqueue_chat_request("u1", "quick", *ARGUMENTS[2:])
     task = asyncio.create_task(chat.process_chat_api_queue())
-    await until(lambda: counted(redis, 1))
+    await until(lambda: counted(redis, chat_prefix, 1))
     assert await chat.get_queue_position(quick) == -1
     started.clear()
     slow = await chat.enqueue_chat_request("u1", "slow", *ARGUMENTS[2:])
@@ -548,15 +550,15 @@ async def test_process_chat_api_queue_works_until_cancelled(chat, redis):
     task.cancel()
     await asyncio.wait([task], timeout=3)
     assert task.cancelled()
-    assert await redis.hget(f"chat_api:msg:{slow}", "status") == "queued"
-    assert not await redis.exists(f"chat_api:lock:{slow}")
+    assert await redis.hget(f"{chat_prefix}:msg:{slow}", "status") == "queued"
+    assert not await redis.exists(f"{chat_prefix}:lock:{slow}")
 
 
 # ---- driven by hand
 
 
 @pytest.mark.parametrize("text", ["works", "fails"])
-async def test_a_request_processed_by_hand(chat, redis, text):
+async def test_a_request_processed_by_hand(chat, redis, text, chat_prefix):
     calls: list[Any] = []
 
     async def answer(request: QueuedRequest) -> str:
@@ -579,7 +581,7 @@ async def test_a_request_processed_by_hand(chat, redis, text):
         assert response is None and request.status == "error"
         last = ("error", None, "not with ***")
     await until(lambda: calls[-1:] == [last])
-    assert await counted(redis, int(text == "works"))
+    assert await counted(redis, chat_prefix, int(text == "works"))
     assert await chat.remove_request(request.request_id) is True
     await asyncio.sleep(0.05)
     assert [call[0] for call in calls] == ["queued", "processing", last[0]]
@@ -603,7 +605,7 @@ async def test_a_request_that_was_never_queued(chat):
 # ---- the services of an application
 
 
-async def test_the_services(application, redis):
+async def test_the_services(application, redis, chat_prefix):
     notes, log = await application("works")
     assert notes == [
         ["callback", "queued", None, None],
@@ -616,11 +618,11 @@ async def test_the_services(application, redis):
             {"bot_token": TOKEN, "chat_id": "c1", "chat_type": "private"},
         ],
     ]  # fmt: skip
-    assert await counted(redis, 1)
+    assert await counted(redis, chat_prefix, 1)
     assert TOKEN not in log
 
 
-async def test_services_that_fail_once(application, redis):
+async def test_services_that_fail_once(application, redis, chat_prefix):
     notes, _ = await application("fails once")
     assert [note[1] for note in notes if note[0] == "callback"] == [
         "queued", "processing", "retry", "processing", "completed",
@@ -629,24 +631,24 @@ async def test_services_that_fail_once(application, redis):
     assert [note[0] for note in notes if note[0] != "callback"] == [
         "send_chat_message", "send_chat_message", "update_to_completed_reaction", "send_response",
     ]  # fmt: skip
-    assert await counted(redis, 1)
+    assert await counted(redis, chat_prefix, 1)
 
 
-async def test_an_answer_that_cannot_be_sent_at_once(application, redis):
+async def test_an_answer_that_cannot_be_sent_at_once(application, redis, chat_prefix):
     """The work was done and paid for: only the sending is tried again."""
     notes, _ = await application("sent late", MAX_RETRIES="2")
     assert [note[1] for note in notes if note[0] == "callback"] == ["queued", "processing", "completed"]
     assert [note[0] for note in notes if note[0] != "callback"] == [
         "send_chat_message", "update_to_completed_reaction", "send_response", "send_response", "send_response",
     ]  # fmt: skip
-    assert await redis.zcard("chat_api:queue:dlq") == 0
-    assert await counted(redis, 1)
+    assert await redis.zcard(f"{chat_prefix}:queue:dlq") == 0
+    assert await counted(redis, chat_prefix, 1)
 
 
 @pytest.mark.parametrize(
     ("text", "words"), [("fails", "the model is tired"), ("raises", "https://api/bot***/send: refused")]
 )
-async def test_services_that_fail(application, redis, text, words):
+async def test_services_that_fail(application, redis, text, words, chat_prefix):
     notes, log = await application(text)
     heard = [note[1:] for note in notes if note[0] == "callback"]
     assert [status for status, _, _ in heard] == ["queued", "processing", "retry", "processing", "error"]
@@ -657,18 +659,18 @@ async def test_services_that_fail(application, redis, text, words):
     done = [note[0] for note in notes if note[0] != "callback"]
     assert done == ["send_chat_message"] * 2 + ["send_response"], "the user is told once, and only when it is over"
     assert TOKEN not in log and TOKEN not in json.dumps(heard)
-    (id,) = await redis.zrange("chat_api:queue:dlq", 0, -1)
-    assert words in await redis.hget(f"chat_api:msg:{id}", "error")
-    assert await counted(redis, 0)
+    (id,) = await redis.zrange(f"{chat_prefix}:queue:dlq", 0, -1)
+    assert words in await redis.hget(f"{chat_prefix}:msg:{id}", "error")
+    assert await counted(redis, chat_prefix, 0)
 
 
-async def test_a_reaction_that_fails_leaves_the_answer(application, redis):
+async def test_a_reaction_that_fails_leaves_the_answer(application, redis, chat_prefix):
     notes, log = await application("works", message_id="no reaction")
     assert [note[0] for note in notes if note[0] != "callback"] == [
         "send_chat_message", "update_to_completed_reaction", "send_response",
     ]  # fmt: skip
     assert "cannot react" in log and TOKEN not in log
-    assert await counted(redis, 1)
+    assert await counted(redis, chat_prefix, 1)
 
 
 async def test_a_service_that_is_missing(application, tmp_path, programs):

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from helpers import until
-
-LOCK = "chat_api:lock:global_lock"
+from streams_queue.settings import Settings
 
 WORKER = """
 import asyncio
@@ -27,6 +26,14 @@ if __name__ == "__main__":
 """
 
 
+def chat_prefix() -> str:
+    return Settings.resolve().prefix("chat_api")
+
+
+def lock() -> str:
+    return f"{chat_prefix()}:lock:global_lock"
+
+
 @pytest.fixture
 def answered(chat) -> list[str]:
     texts: list[str] = []
@@ -41,7 +48,7 @@ def answered(chat) -> list[str]:
 
 async def old_worker_gets_it(redis: Any) -> bool:
     """As the old code asked."""
-    return bool(await redis.set(LOCK, "processor", nx=True, ex=300))
+    return bool(await redis.set(lock(), "processor", nx=True, ex=300))
 
 
 async def ask(chat: Any, text: str) -> None:
@@ -49,7 +56,7 @@ async def ask(chat: Any, text: str) -> None:
 
 
 async def is_held(redis: Any, owner: str = "streams-queue") -> bool:
-    return bool(await redis.get(LOCK) == owner)
+    return bool(await redis.get(lock()) == owner)
 
 
 async def test_workers_of_ours_hold_it_together(chat, answered, redis, programs, monkeypatch):
@@ -62,7 +69,7 @@ async def test_workers_of_ours_hold_it_together(chat, answered, redis, programs,
     assert await is_held(redis)
     await ask(chat, "hi")
     await asyncio.sleep(1.5)  # longer than it lasts, were it not renewed
-    assert await is_held(redis) and await redis.pttl(LOCK) > 0
+    assert await is_held(redis) and await redis.pttl(lock()) > 0
     assert await old_worker_gets_it(redis) is False
     assert await chat.try_acquire_chat_api_lock() is False
     assert await chat.release_chat_api_lock() is False
@@ -70,7 +77,7 @@ async def test_workers_of_ours_hold_it_together(chat, answered, redis, programs,
 
 
 async def two_workers(redis: Any) -> bool:
-    consumers = await redis.xinfo_consumers("chat_api:stream", "workers")
+    consumers = await redis.xinfo_consumers(f"{chat_prefix()}:stream", "workers")
     return len([row for row in consumers if row["name"] not in ("returned", "locked")]) == 2
 
 
@@ -90,7 +97,7 @@ async def test_a_worker_of_ours_waits_while_an_old_one_works(chat, answered, red
     await until(lambda: "waiting until it lets go" in caplog.text)
     await asyncio.sleep(0.2)
     assert answered == [] and await is_held(redis, "processor")
-    await (redis.delete(LOCK) if freed == "DEL" else redis.pexpire(LOCK, 100))
+    await (redis.delete(lock()) if freed == "DEL" else redis.pexpire(lock(), 100))
     await until(lambda: answered == ["hi"], 3)
     assert await is_held(redis)
     assert caplog.text.count("waiting until it lets go") == 1
@@ -111,23 +118,23 @@ async def test_a_worker_that_lost_it_stops_until_it_has_it_again(chat, answered,
     monkeypatch.setattr(chat, "_GLOBAL_LOCK_TTL", 0.3)
     await chat.start_queue_processor()
     await until(lambda: is_held(redis))
-    await redis.set(LOCK, "processor", ex=300)
+    await redis.set(lock(), "processor", ex=300)
     await until(lambda: chat._chat.processor._worker is None)
     await ask(chat, "hi")
     await asyncio.sleep(0.3)
     assert answered == []
-    await redis.delete(LOCK)
+    await redis.delete(lock())
     await until(lambda: answered == ["hi"], 3)
     await chat.stop_queue_processor()
 
 
 async def test_taking_it_by_hand(chat, redis):
     assert await chat.try_acquire_chat_api_lock() is True
-    assert await redis.get(LOCK) == "processor"
-    assert 0 < await redis.pttl(LOCK) <= 2000  # lock_expiry
+    assert await redis.get(lock()) == "processor"
+    assert 0 < await redis.pttl(lock()) <= 2000  # lock_expiry
     assert await chat.try_acquire_chat_api_lock(timeout=0.1) is False
     assert await chat.release_chat_api_lock() is True
-    assert not await redis.exists(LOCK)
+    assert not await redis.exists(lock())
     assert await chat.release_chat_api_lock() is True
 
 

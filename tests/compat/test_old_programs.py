@@ -253,8 +253,8 @@ async def not_locked(redis: Any, prefix: str, id: str) -> bool:
     return not await redis.exists(f"{prefix}:lock:{id}")
 
 
-async def test_old_requests_in_the_chat_queue(chat, redis):
-    old = OldProducer(redis, "chat_api")
+async def test_old_requests_in_the_chat_queue(chat, redis, chat_prefix):
+    old = OldProducer(redis, chat_prefix)
     requests: list[Any] = []
 
     async def answer(request: Any) -> str:
@@ -272,14 +272,14 @@ async def test_old_requests_in_the_chat_queue(chat, redis):
     await chat.stop_queue_processor()
 
 
-async def test_the_first_request_of_an_old_producers_user(chat, redis):
+async def test_the_first_request_of_an_old_producers_user(chat, redis, chat_prefix):
     async def wait(request: Any) -> str:
         await asyncio.sleep(60)
         return "never"
 
     chat.configure(wait)
     await chat.start_queue_processor()
-    id = await OldProducer(redis, "chat_api").enqueue(CHAT)
+    id = await OldProducer(redis, chat_prefix).enqueue(CHAT)
     await until(lambda: chat.get_user_request("123"), 3)
     assert (await chat.get_user_request("123")).request_id == id
     await chat._chat.processor.stop(0)

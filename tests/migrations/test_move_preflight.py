@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import servers
+import setups
 from compat.old_programs import OldProducer, OldWorker
 from helpers import Held, running, until, worker_of
 from migrations.old_state import OldState
@@ -27,7 +28,7 @@ async def findings(queue: Queue[Any], watch: float = 0.0) -> dict[str, Finding]:
 
 @pytest.fixture
 def small_server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[servers.Server]:
-    name = request.config.getoption("--server") or servers.DEFAULT
+    name = setups.kind_asked_for(request.config)
     if name not in servers._BINARIES:
         pytest.skip(f"{name} has no server of one's own")
     server = servers.start(name, tmp_path)

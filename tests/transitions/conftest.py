@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import servers
+import setups
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.settings import Settings
@@ -39,7 +40,7 @@ async def queue(unjoined: Queue) -> Queue:
 @pytest.fixture
 async def small(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Queue]:
     """A queue on a server of its own, of the run's kind, that evicts nothing: `fill` and `empty` it."""
-    name = request.config.getoption("--server") or servers.DEFAULT
+    name = setups.kind_asked_for(request.config)
     try:
         server = servers.start(name, tmp_path, "--maxmemory-policy", "noeviction")
     except KeyError:

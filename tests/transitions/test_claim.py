@@ -180,7 +180,7 @@ async def test_a_body_out_of_reach_is_not_run_out(queue: Queue, server):
     await queue.enqueue("a")
     before = await queue.table()
     await queue.redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-hgetall")
-    connection = Connection(Settings(server.url.replace("redis://", "redis://limited:pw@")))
+    connection = Connection(Settings(server.url.replace("://", "://limited:pw@")))
     await connection.open()
     try:
         with pytest.raises(StreamsQueueError):

@@ -59,6 +59,6 @@ def doctor(
     if user is not None and acl is None:
         fail("--user goes with --acl")
     if acl is not None:
-        command.print_rule(acl, user, prefixes, as_json=as_json)
+        command.print_rule(acl, user, prefixes, url, as_json=as_json)
     else:
         command.run(prefixes, url, role, as_json=as_json)

@@ -43,8 +43,7 @@ def run(prefixes: Sequence[str], url: str | None, role: Role | None, *, as_json:
     try:
         settings = Settings.resolve(url)
         refuse_private(settings)
-        for prefix in prefixes:
-            Keys(prefix)
+        prefixes = [Keys(settings.prefix(name)).prefix for name in prefixes]
     except StreamsQueueError as error:
         fail_by(error)
     with _Report(as_json=as_json) as report:
@@ -193,14 +192,15 @@ class _Report:
         console().print(table)
 
 
-def print_rule(role: Role, user: str | None, prefixes: Sequence[str], *, as_json: bool) -> None:
+def print_rule(role: Role, user: str | None, prefixes: Sequence[str], url: str | None, *, as_json: bool) -> None:
     """Print the command that makes such a user."""
     if not user or any(char.isspace() or not char.isprintable() for char in user):
         fail("whose rights? Name the user without blanks, as in --user orders", MISUSED)
     if not prefixes:
         fail("rights to which queue? Name it, as in --prefix orders", MISUSED)
     try:
-        words = rule(role, user, [Keys(prefix).prefix for prefix in prefixes])
+        settings = Settings.resolve(url)
+        words = rule(role, user, [Keys(settings.prefix(name)).prefix for name in prefixes])
     except ConfigurationError as error:
         fail_by(error)
     if as_json:
