@@ -213,7 +213,13 @@ class Connection:
         plain = {name: value for name, value in common.items() if name not in {"username", "password", "db"}}
         sentinel = Sentinel(
             address.hosts,
-            sentinel_kwargs={**plain, "socket_timeout": self.settings.timeout, "ssl": address.tls},
+            sentinel_kwargs={
+                **plain,
+                "username": address.sentinel_username,
+                "password": address.sentinel_password,
+                "socket_timeout": self.settings.timeout,
+                "ssl": address.tls,
+            },
         )
         for client in sentinel.sentinels:
             client.connection_pool.connection_class = wire.Tls if address.tls else wire.Tcp
@@ -303,6 +309,13 @@ class _Cluster(RedisCluster):
         nodes = self._nodes()
         await super().aclose()
         await asyncio.gather(*(node.disconnect() for node in nodes))
+
+    def __del__(self, *_: Any) -> None:
+        # A loop that has ended leaves nothing to close: redis-py would complain to the next one.
+        self._initialize = True
+        with contextlib.suppress(AttributeError):  # it was never made
+            for node in self._nodes():
+                node._connections = []
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -440,8 +453,15 @@ _DENIED_WORDS = (
 )
 
 
-def _is_denied(error: BaseException) -> bool:
-    return isinstance(error, _DENIED) or any(words in str(error) for words in _DENIED_WORDS)
+_DENIED_AT_SENTINEL = ("AuthenticationError", "NoPermissionError", *_DENIED_WORDS)
+
+
+def _is_denied(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, _DENIED) or any(words in str(error) for words in _DENIED_WORDS):
+            return True
+        error = error.__cause__  # no node of a Cluster that let us in is an error of another kind
+    return False
 
 
 def translate(error: BaseException) -> StreamsQueueError:
@@ -453,8 +473,7 @@ def translate(error: BaseException) -> StreamsQueueError:
     """
     text = str(error) or type(error).__name__
     if isinstance(error, MasterNotFoundError):
-        # Some versions of redis-py go on with the repr of each client, password included.
-        text = f"{text.partition(' : ')[0]} (Sentinels that ask for a password are not supported)"
+        return _no_primary(text)
     if _is_denied(error):
         return ConfigurationError(f"the server denied access: {text}")
     if isinstance(error, exceptions.DataError):
@@ -471,6 +490,15 @@ def translate(error: BaseException) -> StreamsQueueError:
     if _distrusted(error):
         return ConfigurationError(f"TLS failed: {text}; check the certificate, ssl_ca_certs and the host name")
     return QueueUnavailable(text)
+
+
+def _no_primary(text: str) -> StreamsQueueError:
+    # redis-py goes on with why each Sentinel gave no answer, and the repr of its client, in some versions with its
+    # password: none of that is shown.
+    told = text.partition(" : ")[0]
+    if any(words in text for words in _DENIED_AT_SENTINEL):
+        return ConfigurationError(f"{told}: the Sentinels denied access; say ?sentinel_password=... in the URL")
+    return QueueUnavailable(told)
 
 
 def _distrusted(error: BaseException | None) -> bool:

@@ -30,6 +30,7 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
     "embedded": ("embedded", False),
 }
 _URLS = ("STREAMS_QUEUE_URL", "REDIS_URL")
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 _TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
 _CREDENTIALS = re.compile(r"[^/?#]*:(?P<password>.*)@|.*@", re.DOTALL)
 
@@ -46,6 +47,8 @@ class Address(NamedTuple):
     username: str | None = None
     password: str | None = None
     options: tuple[tuple[str, str], ...] = ()  # ssl_* options of the URL's query
+    sentinel_username: str | None = None  # what the Sentinels ask for themselves
+    sentinel_password: str | None = None
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -163,12 +166,14 @@ def parse(url: str) -> Address:
     if kind == "embedded":
         return Address(kind, path=rest)
     rest, _, query = rest.partition("?")
-    options = _options(query, tls)
+    options = _options(query, kind, tls)
+    own = [options.pop(name, None) for name in _SENTINEL_OPTIONS]
     db = options.pop("db", "")
     credentials, at, place = rest.rpartition("@")
     username, password = _credentials(credentials) if at else (None, None)
     authority, slash, path = place.partition("/")
     address = Address(kind, tls, username=username, password=password, options=tuple(options.items()))
+    address = address._replace(sentinel_username=own[0], sentinel_password=own[1])
     if kind == "unix":
         if not slash or authority or not path:
             raise ValueError("write the socket's absolute path: unix:///run/redis.sock?db=0")
@@ -203,11 +208,11 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     return match[1] or match[2], _port(match[3]) if match[3] is not None else default_port
 
 
-def _options(query: str, tls: bool) -> dict[str, str]:
+def _options(query: str, kind: Kind, tls: bool) -> dict[str, str]:
     if "@" in query:
         raise ValueError("percent-encode special characters of a password (? is %3F)")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    known = {"db"} | (_TLS_OPTIONS if tls else set())
+    known = {"db"} | (_TLS_OPTIONS if tls else set()) | set(_SENTINEL_OPTIONS if kind == "sentinel" else ())
     if not known.issuperset(options):
         raise ValueError(f"unknown option; known here: {', '.join(sorted(known))}")
     if options.get("ssl_cert_reqs", "required") not in {"required", "none"}:

@@ -104,10 +104,14 @@ class _Clients:
     host = "127.0.0.1"
     port: int
     password: str | None = None
+    authority: str | None = None
+    """The file with the certificate of whoever signed the server's, where it speaks TLS."""
 
     @property
     def url(self) -> str:
         credentials = f":{self.password}@" if self.password else ""
+        if self.authority:
+            return f"rediss://{credentials}{self.host}:{self.port}/0?ssl_ca_certs={self.authority}"
         return f"redis://{credentials}{self.host}:{self.port}/0"
 
     def client(self, **options: Any) -> redis.asyncio.Redis:
@@ -121,6 +125,8 @@ class _Clients:
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         defaults = {"password": self.password, "decode_responses": True, "protocol": 2}
+        if self.authority:
+            defaults |= {"ssl": True, "ssl_ca_certs": self.authority}
         return {**defaults, "socket_timeout": 10.0, "socket_connect_timeout": 10.0, **options}
 
 
@@ -135,6 +141,8 @@ class Server(_Clients):
         self._process: subprocess.Popen[bytes] | None = None
         if "--requirepass" in self._command:
             self.password = self._command[self._command.index("--requirepass") + 1]
+        if "--tls-ca-cert-file" in self._command:
+            self.authority = self._command[self._command.index("--tls-ca-cert-file") + 1]
 
     @property
     def log(self) -> Path:
@@ -151,7 +159,9 @@ class Server(_Clients):
         self.directory.mkdir(parents=True, exist_ok=True)
         # `--save ""` before the caller's arguments, which may want snapshots.
         binary, *arguments = self._command
-        command = [binary, *self._first(arguments), "--port", str(self.port), "--save", "", *arguments]
+        first = self._first(arguments)
+        ports = ["--port", "0", "--tls-port"] if self.authority else ["--port"]
+        command = [binary, *first, *ports, str(self.port), "--save", "", *arguments]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

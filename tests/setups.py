@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+import trustme
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
@@ -64,6 +65,25 @@ def every_client(server: AnyServer, **options: Any) -> Iterator[list[redis.Redis
     holding = server.primaries() if isinstance(server, Cluster) else [server]
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(one.sync_client(**options)) for one in holding]
+
+
+def encrypted(directory: Path) -> list[str]:
+    """Arguments for servers that speak nothing but TLS, also to each other; redis-7.0 can.
+
+    Raises:
+        servers.Missing: it is not installed here.
+    """
+    servers._BINARIES["redis-7.0"]()
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    files = {name: str(directory / f"{name}.pem") for name in ("authority", "certificate", "key")}
+    authority.cert_pem.write_to_path(files["authority"])
+    certificate.cert_chain_pems[0].write_to_path(files["certificate"])
+    certificate.private_key_pem.write_to_path(files["key"])
+    return [
+        "--tls-ca-cert-file", files["authority"], "--tls-cert-file", files["certificate"], "--tls-key-file",
+        files["key"], "--tls-auth-clients", "no", "--tls-replication", "yes",
+    ]  # fmt: skip
 
 
 class _Company:
@@ -161,7 +181,7 @@ class Cluster(_Company):
 
     @property
     def url(self) -> str:
-        return url_of("redis+cluster", self.nodes[:3])
+        return url_of("cluster", self.nodes[:3])
 
     @property
     def home(self) -> Server:
@@ -228,7 +248,7 @@ class Watched(_Company):
         kind: of server.
         replicas: of the primary.
         down_after: seconds until Sentinel takes a silent server for dead.
-        of_sentinel: lines for the Sentinels' configuration.
+        asks_for: the password of the Sentinels themselves.
     """
 
     name = "sentinel"
@@ -240,7 +260,7 @@ class Watched(_Company):
         kind: str = servers.DEFAULT,
         replicas: int = 1,
         down_after: float = PATIENT,
-        of_sentinel: Sequence[str] = (),
+        asks_for: str | None = None,
     ) -> None:
         super().__init__(directory, kind, arguments)
         self.sentinels: list[Server] = []
@@ -250,14 +270,14 @@ class Watched(_Company):
                 self._start("--replicaof", "127.0.0.1", str(primary.port))
             wait_until(lambda: in_step(primary, replicas), 60, "the replicas in step")
             for number in range(3):
-                self.sentinels.append(self._watcher(number, primary.port, down_after, of_sentinel))
+                self.sentinels.append(self._watcher(number, primary.port, down_after, asks_for))
             for sentinel in self.sentinels:
                 wait_until(lambda: self._sees_all(sentinel, replicas), 60, "the Sentinels agreed")  # noqa: B023
         except BaseException:
             self.stop()
             raise
 
-    def _watcher(self, number: int, port: int, down_after: float, lines: Sequence[str]) -> Server:
+    def _watcher(self, number: int, port: int, down_after: float, asks_for: str | None) -> Server:
         place = self.directory / f"watcher-{number}"
         place.mkdir(parents=True)
         (place / "sentinel.conf").write_text(
@@ -266,12 +286,14 @@ class Watched(_Company):
                     f"sentinel monitor {SERVICE} 127.0.0.1 {port} 2",
                     f"sentinel down-after-milliseconds {SERVICE} {round(down_after * 1000)}",
                     f"sentinel failover-timeout {SERVICE} 1000",  # Sentinel waits for two of them between failovers
-                    *lines,
+                    *([f"sentinel sentinel-pass {asks_for}"] if asks_for else []),
                     "",
                 )
             )
         )
-        return servers.start(self._kind, place, str(place / "sentinel.conf"), "--sentinel")
+        own = ["--requirepass", asks_for] if asks_for else []
+        secured = self._arguments if "--tls-ca-cert-file" in self._arguments else ()
+        return servers.start(self._kind, place, str(place / "sentinel.conf"), "--sentinel", *secured, *own)
 
     def _sees_all(self, sentinel: Server, replicas: int) -> bool:
         found = command(sentinel, "SENTINEL MASTER", SERVICE)
@@ -279,7 +301,7 @@ class Watched(_Company):
 
     @property
     def url(self) -> str:
-        return f"{url_of('redis+sentinel', self.sentinels)}/{SERVICE}"
+        return url_of("sentinel", self.sentinels, f"/{SERVICE}")
 
     @property
     def home(self) -> Server:
@@ -297,9 +319,11 @@ def command(node: Server, *words: Any) -> Any:
         return client.execute_command(*words)
 
 
-def url_of(scheme: str, nodes: Sequence[Server]) -> str:
+def url_of(kind: str, nodes: Sequence[Server], path: str = "") -> str:
     """These servers by one URL."""
-    return f"{scheme}://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    authority = nodes[0].authority
+    scheme, options = ("rediss", f"?ssl_ca_certs={authority}") if authority else ("redis", "")
+    return f"{scheme}+{kind}://{','.join(f'127.0.0.1:{node.port}' for node in nodes)}{path}{options}"
 
 
 def replication(node: Server) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
+import setups
 from helpers import Held, queue_at, running, until, work, worker_of
 from streams_queue import (
     ConfigurationError,
@@ -29,6 +30,13 @@ from streams_queue import queue as queue_module
 async def queue(server, prefix) -> AsyncIterator[Queue[Any]]:
     async with queue_at(server, prefix) as queue:
         yield queue
+
+
+@pytest.fixture
+def everywhere(server) -> Iterator[list[Any]]:
+    """A raw client of each server that may have listeners."""
+    with setups.every_client(server) as clients:
+        yield clients
 
 
 @pytest.fixture
@@ -186,7 +194,7 @@ async def test_a_message_that_vanishes_is_not_waited_for_for_ever(queue, reread_
     assert calls < 20, "it asked over and over again"
 
 
-async def test_a_missed_event_is_made_up_for(queue, redis, prefix, caplog):
+async def test_a_missed_event_is_made_up_for(queue, redis, everywhere, prefix, caplog):
     """The subscription is cut before the end, so that nobody hears of it."""
     held = Held()
     id = (await queue.enqueue({})).id
@@ -194,54 +202,51 @@ async def test_a_missed_event_is_made_up_for(queue, redis, prefix, caplog):
         waiting = asyncio.create_task(queue.result(id))
         await held.holds()
         await until(lambda: waits(redis, prefix, id))
-        assert await redis.client_kill_filter(_type="pubsub") == 1
+        assert sum(client.client_kill_filter(_type="pubsub") for client in everywhere) >= 1  # Sentinels listen too
         held.go.set()
         assert await asyncio.wait_for(waiting, 4) == "let go"
 
 
-async def test_events_are_heard_after_a_cut(queue, redis, prefix):
+async def test_events_are_heard_after_a_cut(queue, redis, everywhere, prefix):
     ids = [receipt.id for receipt in await queue.enqueue_many([{}, {}])]
     held = Held()
     async with running(worker_of(queue, held.handle)):
         first = asyncio.create_task(queue.result(ids[0]))
         await held.holds(2)
         await until(lambda: waits(redis, prefix, ids[0]))
-        await redis.client_kill_filter(_type="pubsub")
-        await until(lambda: listening(redis, prefix), what="subscribed again")
+        for client in everywhere:
+            client.client_kill_filter(_type="pubsub")
+        await until(lambda: listening(everywhere, prefix), what="subscribed again")
         second = asyncio.create_task(queue.result(ids[1]))
         held.go.set()
         assert [await first, await second] == ["let go", "let go"]
 
 
-async def listening(redis: Any, prefix: str) -> list[str]:
-    channels: list[str] = await redis.pubsub_channels(f"{prefix}:events:*")
-    return channels
+def listening(clients: list[Any], prefix: str) -> list[str]:
+    """The channels; on a Cluster they are at any node."""
+    return [channel for client in clients for channel in client.pubsub_channels(f"{prefix}:events:*")]
 
 
-async def test_nobody_listens_for_nothing(queue, redis, prefix):
+async def test_nobody_listens_for_nothing(queue, everywhere, prefix):
     async def handle(message):
         return 1
 
     id = await done(queue, handle)
-    assert await listening(redis, prefix) == []
+    assert listening(everywhere, prefix) == []
     await queue.result(id)
-    assert len(await listening(redis, prefix)) == 1
+    assert len(listening(everywhere, prefix)) == 1
 
 
-async def test_one_channel_a_process_and_none_after_close(server, redis, prefix):
+async def test_one_channel_a_process_and_none_after_close(server, redis, everywhere, prefix):
     async with queue_at(server, prefix) as queue:
         id = (await queue.enqueue({})).id
         waiting = [asyncio.create_task(queue.result(id)) for _ in range(5)]
         await until(lambda: waits(redis, prefix, id))
-        assert len(await listening(redis, prefix)) == 1
+        assert len(listening(everywhere, prefix)) == 1
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
-    await until(lambda: nobody_listens(redis, prefix))
-
-
-async def nobody_listens(redis: Any, prefix: str) -> bool:
-    return not await listening(redis, prefix)
+    await until(lambda: not listening(everywhere, prefix))
 
 
 async def test_who_hears_says_nothing_of_other_messages(queue):

@@ -84,7 +84,7 @@ class Watch:
         self.looks = 0
         """How many looks were taken."""
         for prefix in prefixes or ():
-            self._add(settings.prefix(prefix))
+            self._add(prefix)
 
     @property
     def queues(self) -> list[Watched]:
@@ -93,7 +93,8 @@ class Watch:
 
     def get(self, prefix: str) -> Watched | None:
         """The queue with this prefix, if it is shown."""
-        return self._watched.get(prefix)
+        named = self._watched.get(prefix)  # on Redis Cluster its keys may begin with `{prefix}`
+        return named or next((watched for watched in self._watched.values() if watched.prefix == prefix), None)
 
     async def check(self) -> None:
         """Connect once, and raise what stands in the way."""

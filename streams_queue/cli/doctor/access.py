@@ -32,12 +32,15 @@ _SUBCOMMANDS = {
     "XGROUP": (("CREATE", _KEPT, "x", "x"), ("CREATECONSUMER", _KEPT, "x", "x"), ("DELCONSUMER", _KEPT, "x", "x")),
     "XINFO": (("GROUPS", _KEPT), ("CONSUMERS", _KEPT, "x")),
     "MEMORY|USAGE": ((_KEPT,),),
+    "CLUSTER|SLOTS": ((),),
 }
 """How commands are asked for that are allowed one by one below their names."""
 
 _LISTENS = frozenset({"SUBSCRIBE", "UNSUBSCRIBE"})
 _SENT_ANYWAY = frozenset({"PING", "COMMAND"})
-_LEAVES_NOTHING = frozenset({"EVAL", "EVALSHA", "INFO", "MEMORY|USAGE", "PUBLISH", "SCAN", "SELECT", "WAIT"})
+_LEAVES_NOTHING = frozenset({
+    "ASKING", "CLUSTER|SLOTS", "EVAL", "EVALSHA", "INFO", "MEMORY|USAGE", "PUBLISH", "SCAN", "SELECT", "WAIT",
+})  # fmt: skip
 
 
 def scratch_of(prefix: str) -> Keys | None:
@@ -88,7 +91,7 @@ class _Trial:
         """Ask for everything. Where what is written could not be taken away again, nothing is."""
         await self._ask_for("DEL")
         self._may_write = not self.denied
-        wanted = {command for role in Role for command in commands_of(role)} - _SENT_ANYWAY - _LISTENS
+        wanted = {command for role in Role for command in self.needed(role)} - _SENT_ANYWAY - _LISTENS
         await self._ask_for(*sorted(wanted if self._may_write else wanted & (READS | _LEAVES_NOTHING)))
         await self._listen()
         for script, step in self._steps():
@@ -98,6 +101,10 @@ class _Trial:
                     self.ran += 1
                 except (ConfigurationError, NotJoined) as error:  # the latter where `join` was denied before
                     self.stopped[script.name] = str(error)
+
+    def needed(self, role: Role) -> frozenset[str]:
+        """What the role needs here."""
+        return commands_of(role, on_cluster=self._connection.is_cluster)
 
     async def clear(self) -> None:
         """Leave nothing behind."""
@@ -234,12 +241,12 @@ def _named(refusal: str, words: list[str], keys: Keys) -> str:
         return f"&{queue}:*"
     if "access" in refusal and "key" in refusal:
         return f"~{queue}:*"
-    return "|".join(words[:2]) if words[0] in {"XGROUP", "XINFO", "MEMORY"} else words[0]
+    return "|".join(words[:2]) if words[0] in {"XGROUP", "XINFO", "MEMORY", "CLUSTER"} else words[0]
 
 
 def _lacks(tried: _Trial, role: Role) -> list[str]:
     """What the role cannot do without and was denied."""
-    needed = commands_of(role)
+    needed = tried.needed(role)
     return sorted(
         name for name in tried.denied if name[0] in "~&" or name in needed or name.partition("|")[0] in needed
     )

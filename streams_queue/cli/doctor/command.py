@@ -200,7 +200,8 @@ def print_rule(role: Role, user: str | None, prefixes: Sequence[str], url: str |
         fail("rights to which queue? Name it, as in --prefix orders", MISUSED)
     try:
         settings = Settings.resolve(url)
-        words = rule(role, user, [Keys(settings.prefix(name)).prefix for name in prefixes])
+        names = [Keys(settings.prefix(name)).prefix for name in prefixes]
+        words = rule(role, user, names, on_cluster=settings.address.kind == "cluster")
     except ConfigurationError as error:
         fail_by(error)
     if as_json:

@@ -49,6 +49,8 @@ SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
 }  # fmt: skip
 
 _TO_CONNECT = frozenset({"PING", "COMMAND", "SELECT", "EVALSHA", "EVAL", "HGET"})
+_TO_FIND_NODES = frozenset({"CLUSTER|SLOTS", "ASKING"})
+"""On a Cluster: who has the slot, and going where it is on its way to."""
 _TO_WAIT = frozenset({"SUBSCRIBE", "UNSUBSCRIBE", "WAIT"})
 
 _BESIDE: dict[Role, frozenset[str]] = {
@@ -62,12 +64,13 @@ _BESIDE: dict[Role, frozenset[str]] = {
 PASSWORD = "#SHA256-OF-THE-PASSWORD"  # noqa: S105  (what a person replaces: as it stands, the server refuses it)
 
 
-def commands_of(role: Role) -> frozenset[str]:
+def commands_of(role: Role, *, on_cluster: bool = False) -> frozenset[str]:
     """The commands that the role cannot do without."""
-    return _TO_CONNECT.union(_BESIDE[role], *(commands_in(script) for script in SCRIPTS_OF[role]))
+    nodes = _TO_FIND_NODES if on_cluster else frozenset[str]()
+    return _TO_CONNECT.union(nodes, _BESIDE[role], *(commands_in(script) for script in SCRIPTS_OF[role]))
 
 
-def rule(role: Role, user: str, prefixes: Sequence[str]) -> list[str]:
+def rule(role: Role, user: str, prefixes: Sequence[str], *, on_cluster: bool = False) -> list[str]:
     """The command that makes such a user of these queues, in its words; the password is for a person to fill in.
 
     The same on all servers: Redis 7's read-only key patterns would deny a viewer the scripts, whose keys a server takes
@@ -75,5 +78,6 @@ def rule(role: Role, user: str, prefixes: Sequence[str]) -> list[str]:
     """
     return [
         "ACL", "SETUSER", user, "reset", "on", PASSWORD, *(f"~{prefix}:*" for prefix in prefixes), "resetchannels",
-        *(f"&{prefix}:*" for prefix in prefixes), *(f"+{command.lower()}" for command in sorted(commands_of(role))),
+        *(f"&{prefix}:*" for prefix in prefixes),
+        *(f"+{command.lower()}" for command in sorted(commands_of(role, on_cluster=on_cluster))),
     ]  # fmt: skip
