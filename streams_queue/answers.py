@@ -32,6 +32,16 @@ class Enqueued(NamedTuple):
     duplicate: bool
 
 
+class Refused(NamedTuple):
+    """What `enqueue` answers for a message that it did not take: the name of the limit, its value as in ``P:meta``, and
+    seconds until a rate has room for one more.
+    """
+
+    limit: str
+    value: str
+    retry_after: float | None
+
+
 class Delivery(NamedTuple):
     """A message handed to a consumer: its lease and its hash."""
 
@@ -167,6 +177,14 @@ class Examined(NamedTuple):
 def id_of(raw: bytes) -> str:
     """An id, also one that some other program wrote in no encoding at all: the client sends it back as it came."""
     return raw.decode(errors="surrogateescape")
+
+
+def enqueued_of(id: bytes, word: bytes, *more: bytes) -> Enqueued | Refused:
+    """What `enqueue` replies for a message."""
+    if id:
+        return Enqueued(id_of(id), status_of(word), bool(more))
+    value, wait = more
+    return Refused(word.decode(), value.decode(errors="replace"), float(wait) if wait else None)
 
 
 def claimed_of(reply: Any) -> Claimed:

@@ -21,6 +21,8 @@ All of them can be pickled, and none carries a password.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ConfigurationError",
     "Expired",
@@ -67,26 +69,35 @@ class InvalidMessage(StreamsQueueError):
 
 
 class Rejected(StreamsQueueError):
-    """Raised when the queue declines a message that is in itself valid; nothing was written.
+    """Raised when the queue declines a message that is in itself valid; nothing of it was written.
 
     `retry_after` is the number of seconds after which a new attempt makes sense, or None when the
-    server cannot know.
+    server cannot know. It is no reservation: others may come first.
+
+    `receipts` says what became of each message that `enqueue_many` was given: its receipt where it is
+    in the queue, None where it is not. The first that was refused and all after it are not, of a
+    `ShardedQueue` in that shard. To go on, wait, then send those with None again, in their order.
+    Empty for a single message.
     """
 
-    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message, retry_after)
+    def __init__(self, message: str = "", retry_after: float | None = None, receipts: tuple[Any, ...] = ()) -> None:
+        super().__init__(message, retry_after, receipts)
         self.retry_after = retry_after
+        self.receipts = receipts
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class QueueFull(Rejected):
-    """Raised by `enqueue` when the queue holds as many messages as its limit allows. Slow down."""
+    """Raised by `enqueue` when the queue has as many unfinished messages as its limit ``max_length`` allows.
+
+    Slow down until workers have finished some; `retry_after` is None, since nobody knows when.
+    """
 
 
 class RateLimited(Rejected):
-    """Raised by `enqueue` when the producer's rate limit is spent. Wait `retry_after` seconds."""
+    """Raised by `enqueue` when the limit ``accept`` or ``accept_per_key`` is spent. Wait `retry_after` seconds."""
 
 
 class LeaseLost(StreamsQueueError):

@@ -89,6 +89,7 @@ class Keys:
         self.wake = f"{prefix}:wake"
         self.rate = f"{prefix}:rate"
         self.maintainer = f"{prefix}:maintainer"
+        self.accepts = f"{prefix}:accept"
         self.global_lock = f"{prefix}:lock:global_lock"
         self.registry = f"{prefix}:shards"
         self.house = [
@@ -138,6 +139,10 @@ class Keys:
     def rate_of(self, key: str) -> str:
         """The rate at which messages of a key begin."""
         return f"{self.prefix}:rate:{key}"
+
+    def accepts_of(self, key: str) -> str:
+        """The rate at which messages of a key are accepted."""
+        return f"{self.prefix}:accept:{key}"
 
     def channel(self, token: str) -> str:
         """The channel on which one listening process hears of its messages."""

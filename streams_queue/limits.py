@@ -134,7 +134,7 @@ def from_meta(meta: Mapping[str, str]) -> Limits:
     """The limits that ``P:meta`` says; a field that somebody wrote wrongly counts as the scripts take it: as none."""
     found: dict[str, Any] = {}
     for name in _NONE.__struct_fields__:
-        if (text := meta.get(f"limit_{name}")) is not None and (value := _read(name, text)) is not None:
+        if (text := meta.get(f"limit_{name}")) is not None and (value := value_in(name, text)) is not None:
             found[name] = value
     try:
         return Limits(**found)
@@ -155,7 +155,8 @@ def _written(name: str, value: Any) -> str:
     return f"{value.count}/{float(value.per)!r}" if isinstance(value, Rate) else repr(value)
 
 
-def _read(name: str, text: str) -> Any:
+def value_in(name: str, text: str) -> Any:
+    """The value of one limit, from its field in ``P:meta``; None where somebody wrote it wrongly."""
     try:
         if name == "key":
             return name_of(text) or None

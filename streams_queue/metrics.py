@@ -47,6 +47,9 @@ EDITS = (
 )  # fmt: skip
 """The kinds of outside edits, a bounded list: anybody may write counters of any name."""
 
+REFUSING = ("max_length", "accept", "accept_per_key")
+"""The limits that refuse messages."""
+
 
 class Exposition(NamedTuple):
     """An answer to a scrape."""
@@ -101,6 +104,12 @@ def _families_of_queues(found: Mapping[str, Stats | None]) -> Iterator[Metric]:
     yield _counter("messages_failed", words, {(queue,): _failures_of(stats) for queue, stats in known.items()})
     dead = {(queue, reason): count for queue, stats in known.items() for reason, count in _deaths_of(stats).items()}
     yield _counter("messages_dead", "Messages given up, by reason.", dead, "reason")
+    refused = {
+        (queue, limit): stats.counters.get(f"refused_{limit}", 0)
+        for queue, stats in known.items()
+        for limit in REFUSING
+    }
+    yield _counter("messages_refused", "Enqueues that a limit of the queue refused, by limit.", refused, "limit")
     edits = {(queue, kind): stats.edits.get(kind, 0) for queue, stats in known.items() for kind in EDITS}
     yield _counter("outside_edits", "Edits of the queue's keys by other programs, mended, by kind.", edits, "kind")
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Self, TypedDict, overload
+from typing import Any, Generic, NamedTuple, Self, TypedDict, cast, overload
 
 import anyio
 import msgspec
 
 from streams_queue import tracing
-from streams_queue.answers import Enqueued, NewMessage
+from streams_queue.answers import Enqueued, NewMessage, Refused
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, text
 from streams_queue.connection import Connection
@@ -31,6 +31,7 @@ from streams_queue.keys import Keys, tagged, valid_id
 from streams_queue.limits import Limits
 from streams_queue.listener import REREAD, Event, Listener
 from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
+from streams_queue.refusals import rejection
 from streams_queue.settings import Settings
 from streams_queue.transitions import Transitions
 
@@ -127,7 +128,7 @@ class Queue(Generic[Payload]):
         self.use(Connection(self.settings))
         self.dead_letters: DeadLetters[Payload] = DeadLetters(self)
         # By replicas: who waits for them delays nobody else.
-        self._enqueues: dict[int, Batcher[NewMessage, tuple[Enqueued, int]]] = {}
+        self._enqueues: dict[int, _Enqueues] = {}
         self._check_prefix()
 
     def __repr__(self) -> str:
@@ -217,6 +218,8 @@ class Queue(Generic[Payload]):
 
         Raises:
             InvalidMessage: the id, an argument or the payload was refused; nothing was written.
+            QueueFull: the queue has as many unfinished messages as it may; nothing was written.
+            RateLimited: as many were accepted lately as may be, of all or of this key; nothing was written.
             QueueUnavailable: the server cannot take it now. After a lost reply it may have been taken: call again with
                 the same ``id``, and it is in the queue once. Where too few replicas confirmed it in time, it is in the
                 queue, and the text says so: a duplicate waits for the replicas again.
@@ -229,11 +232,12 @@ class Queue(Generic[Payload]):
         slot = home._slot(unique_key) if unique_key is not None else None
         message = how.message(own_id, slot, fields)
         if tracing.is_on():
-            answer = await tracing.send(self.keys.prefix, [message], lambda traced: batcher.submit(*traced))
+            accepted = await tracing.send(self.keys.prefix, [message], lambda traced: self._accept(batcher, *traced))
         else:
-            answer = await batcher.submit(message)
-        self._require(replicas, [answer])
-        return _receipt(answer[0], own_id=None if id is not None else message.id)
+            accepted = self._accepted(await batcher.submit(message))
+        if unconfirmed := self._unconfirmed(replicas, [accepted]):
+            raise unconfirmed
+        return _receipt(accepted[0], own_id=None if id is not None else message.id)
 
     async def enqueue_many(
         self,
@@ -249,16 +253,23 @@ class Queue(Generic[Payload]):
 
         All are checked before the first is written. After `QueueUnavailable` the first ones may be in the queue; where
         its text says that too few of ``replicas`` confirmed some, all of them are.
+
+        Raises:
+            InvalidMessage: one of them was refused for what it is; nothing was written.
+            QueueFull: a limit of the queue refused one. Those before it are in the queue, that one and all after it
+                are not: the error's ``receipts`` has for each its receipt, or None. In a `ShardedQueue` this holds for
+                each shard. Where too few replicas confirmed the former, the error's ``__cause__`` is the
+                `QueueUnavailable` that says so.
+            RateLimited: the same, for another limit.
+            QueueUnavailable: the server cannot take them now.
         """
         _check_replicas(replicas)
         how = self._how(priority, delay, ttl, at)
         encoded = [self.codec.encode(payload) for payload in payloads]
         ids = self._new_ids(encoded)
         messages = [how.message(id, None, fields) for id, fields in zip(ids, encoded, strict=True)]
-        send = partial(self._send, replicas=replicas)
-        answers = await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
-        self._require(replicas, answers)
-        return [_receipt(answer, own_id=new.id) for (answer, _), new in zip(answers, messages, strict=True)]
+        send = partial(self._accept_all, replicas=replicas)
+        return await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
 
     async def position(self, id: str) -> int | None:
         """The message's place: 1 for the first, messages being worked on counted; None when it is in no queue.
@@ -425,23 +436,51 @@ class Queue(Generic[Payload]):
         except (AttributeError, UnicodeEncodeError) as error:
             raise InvalidMessage(f"unique_key {unique_key!r:.200} is not text that can be encoded") from error
 
-    def _batcher(self, replicas: int) -> Batcher[NewMessage, tuple[Enqueued, int]]:
+    async def _accept(self, batcher: "_Enqueues", message: NewMessage) -> tuple[Enqueued, int]:
+        return self._accepted(await batcher.submit(message))
+
+    def _accepted(self, answer: tuple[Enqueued | Refused, int]) -> tuple[Enqueued, int]:
+        if isinstance(answer[0], Refused):
+            raise rejection(self.keys.prefix, answer[0])
+        return cast("tuple[Enqueued, int]", answer)
+
+    async def _accept_all(self, messages: Sequence[NewMessage], *, replicas: int) -> list[Receipt]:
+        answers = await self._send(messages, replicas=replicas, in_order=True)
+        refused = next((answer for answer, _ in answers if isinstance(answer, Refused)), None)
+        accepted = answers if refused is None else [row for row in answers if isinstance(row[0], Enqueued)]
+        unconfirmed = self._unconfirmed(replicas, cast("list[tuple[Enqueued, int]]", accepted))
+        receipts = [
+            None if isinstance(answer, Refused) else _receipt(answer, own_id=new.id)
+            for (answer, _), new in zip(answers, messages, strict=True)
+        ]
+        if refused is not None:
+            raise rejection(self.keys.prefix, refused, receipts) from unconfirmed
+        if unconfirmed:
+            raise unconfirmed
+        return cast("list[Receipt]", receipts)
+
+    def _batcher(self, replicas: int) -> "_Enqueues":
         _check_replicas(replicas)
         if replicas not in self._enqueues:
             self._enqueues[replicas] = Batcher(partial(self._send, replicas=replicas))
         return self._enqueues[replicas]
 
-    async def _send(self, messages: Sequence[NewMessage], *, replicas: int) -> Sequence[tuple[Enqueued, int]]:
-        return await self.transitions.enqueue_on_replicas(messages, dedup_expiry=self.dedup_expiry, replicas=replicas)
+    async def _send(
+        self, messages: Sequence[NewMessage], *, replicas: int, in_order: bool = False
+    ) -> Sequence[tuple[Enqueued | Refused, int]]:
+        return await self.transitions.enqueue_on_replicas(
+            messages, dedup_expiry=self.dedup_expiry, replicas=replicas, in_order=in_order
+        )
 
-    def _require(self, replicas: int, answers: Sequence[tuple[Enqueued, int]]) -> None:
-        short = [(answer.id, confirmed) for answer, confirmed in answers if confirmed < replicas]
+    def _unconfirmed(self, replicas: int, accepted: Sequence[tuple[Enqueued, int]]) -> QueueUnavailable | None:
+        """What to raise where too few replicas have confirmed a message."""
+        short = [(answer.id, confirmed) for answer, confirmed in accepted if confirmed < replicas]
         if not short:
-            return
+            return None
         names = ", ".join(repr(id) for id, _ in short[:_NAMED])
         more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
         confirmed = min(confirmed for _, confirmed in short)
-        raise QueueUnavailable(
+        return QueueUnavailable(
             f"queue {self.keys.prefix!r} has {names}{more}, but {confirmed} of {replicas} replicas confirmed it within "
             f"{self.connection.replica_timeout:g} s. To wait for them again, call enqueue with the same id: "
             "nothing is added then"
@@ -492,6 +531,9 @@ class DeadLetters(Generic[Payload]):
     async def delete(self, id: str) -> bool:
         """Discard a dead letter; False when there is none of this id."""
         return (await self._queue.transitions.remove([id], only_dead=True))[0]
+
+
+_Enqueues = Batcher[NewMessage, tuple[Enqueued | Refused, int]]
 
 
 def _uuids(count: int) -> list[str]:

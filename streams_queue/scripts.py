@@ -34,7 +34,7 @@ class Script(NamedTuple):
 
 
 ENQUEUE = Script(
-    "enqueue", ("dedup_expiry", "index_users", "replicas"),
+    "enqueue", ("dedup_expiry", "index_users", "replicas", "in_order", "anew"),
     ("id", "priority", "delay", "at", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
 )  # fmt: skip
 CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes", "alone"), idempotent=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from streams_queue.answers import Enqueued, Examined, NewMessage, Oldest, Page, Place, Working
+from streams_queue.answers import Enqueued, Examined, NewMessage, Oldest, Page, Place, Refused, Working
 from streams_queue.codec import Fields, value_in
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError
@@ -62,15 +62,25 @@ class Shards(Transitions):
     # ---- of some messages
 
     async def enqueue_on_replicas(
-        self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False, replicas: int
-    ) -> list[tuple[Enqueued, int]]:
-        """As `Transitions.enqueue_on_replicas`, in each shard what belongs there; their order in a shard is kept."""
+        self,
+        messages: Sequence[NewMessage],
+        *,
+        dedup_expiry: int,
+        index_users: bool = False,
+        replicas: int,
+        in_order: bool = False,
+        anew: bool = False,
+    ) -> list[tuple[Enqueued | Refused, int]]:
+        """As `Transitions.enqueue_on_replicas`, in each shard what belongs there; their order in a shard is kept, and
+        one that is refused there ends it there.
+        """
         homes = [[self.routing.home(message.id, message.fields)] for message in messages]
 
-        async def enqueue(shard: Transitions, mine: list[NewMessage]) -> Sequence[tuple[Enqueued, int]]:
+        async def enqueue(shard: Transitions, mine: list[NewMessage]) -> Sequence[tuple[Enqueued | Refused, int]]:
             return await shard.enqueue_on_replicas(
-                mine, dedup_expiry=dedup_expiry, index_users=index_users, replicas=replicas
-            )
+                mine, dedup_expiry=dedup_expiry, index_users=index_users, replicas=replicas, in_order=in_order,
+                anew=anew,
+            )  # fmt: skip
 
         return [answer for (answer,) in await self._spread(messages, homes, enqueue)]
 

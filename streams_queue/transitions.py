@@ -26,11 +26,13 @@ from streams_queue.answers import (
     Place,
     Promoted,
     Reconciled,
+    Refused,
     Swept,
     Turn,
     Upkeep,
     Working,
     claimed_of,
+    enqueued_of,
     examined_of,
     id_of,
     status_of,
@@ -87,29 +89,49 @@ class Transitions:
     # ---- into the queue
 
     async def enqueue(
-        self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False
-    ) -> list[Enqueued]:
-        """Accept messages, in calls of at most 500 messages, 4 MiB, or 2**19 names and values. O(log n) each."""
+        self,
+        messages: Sequence[NewMessage],
+        *,
+        dedup_expiry: int,
+        index_users: bool = False,
+        anew: bool = False,
+    ) -> list[Enqueued | Refused]:
+        """Accept messages, in calls of at most 500 messages, 4 MiB, or 2**19 names and values. O(log n) each.
+
+        `anew`: an id whose message has ended, as a dead letter too, is free for a new one.
+        """
         answers = await self.enqueue_on_replicas(
-            messages, dedup_expiry=dedup_expiry, index_users=index_users, replicas=0
+            messages, dedup_expiry=dedup_expiry, index_users=index_users, replicas=0, anew=anew
         )
         return [answer for answer, _ in answers]
 
     async def enqueue_on_replicas(
-        self, messages: Sequence[NewMessage], *, dedup_expiry: int, index_users: bool = False, replicas: int
-    ) -> list[tuple[Enqueued, int]]:
+        self,
+        messages: Sequence[NewMessage],
+        *,
+        dedup_expiry: int,
+        index_users: bool = False,
+        replicas: int,
+        in_order: bool = False,
+        anew: bool = False,
+    ) -> list[tuple[Enqueued | Refused, int]]:
         """As `enqueue`; for each message also how many replicas have it. Each call waits until so many as are asked
         for do, half of the client's timeout at most.
+
+        `in_order`: the first that is refused ends it. Those after it are not taken, and are answered as it is.
         """
-        head = (dedup_expiry, int(index_users), replicas)
-        answers: list[tuple[Enqueued, int]] = []
+        head = (dedup_expiry, int(index_users), replicas, int(in_order), int(anew))
+        answers: list[tuple[Enqueued | Refused, int]] = []
         for batch in _by_size(messages):
             rows = [_row_of_new(message) for message in batch]
             keys = [key for message in batch for key in self._keys_of_new(message)]
             fields = [message.fields for message in batch]
             reply = await self._run(scripts.ENQUEUE, head, rows, keys, fields, replicas=replicas)
             written, confirmed = reply if replicas else (reply, 0)
-            answers += [(Enqueued(id_of(row[0]), status_of(row[1]), len(row) > 2), confirmed) for row in written]
+            answers += [(enqueued_of(*row), confirmed) for row in written]
+            if in_order and isinstance(answers[-1][0], Refused):
+                answers += [answers[-1]] * (len(messages) - len(answers))
+                break
         return answers
 
     async def promote(self) -> Promoted:

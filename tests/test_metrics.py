@@ -19,11 +19,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from helpers import SOON, Handler, Held, queue_at, running, until, work, worker_of
-from streams_queue import ConfigurationError, Reject, Retry, Worker
+from streams_queue import ConfigurationError, Limits, Rate, RateLimited, Reject, Retry, Worker
 from streams_queue.metrics import (
     BUCKETS,
     EDITS,
     REASONS,
+    REFUSING,
     WorkerCollector,
     exposition_of_processes,
     exposition_of_queues,
@@ -86,6 +87,10 @@ async def test_what_a_queue_counts(queue):
     await queue.enqueue({"n": 5}, id="twice")
     await queue.enqueue({"n": 6}, delay=100)
     await queue.remove((await queue.enqueue({"n": 7}, delay=100)).id)
+    await queue.set_limits(Limits(key="n", accept_per_key=Rate(1, per=100)))
+    await queue.enqueue({"n": 8})
+    with pytest.raises(RateLimited):
+        await queue.enqueue({"n": 8})
 
     async def handle(message):
         if message.data["n"] == 1:
@@ -98,11 +103,13 @@ async def test_what_a_queue_counts(queue):
     await work(queue, handle, max_retries=1)
     found = await measured(queue)
     wanted = {
-        "up": 1, "paused": 0, "messages_enqueued_total": 8, "messages_completed_total": 3, "messages_retried_total": 2,
+        "up": 1, "paused": 0, "messages_enqueued_total": 9, "messages_completed_total": 4, "messages_retried_total": 2,
         "messages_failed_total": 4, "messages_recovered_total": 0, "messages_duplicate_total": 1,
         "messages_expired_total": 0, "messages_removed_total": 1, "messages_requeued_total": 0, "leases_lost_total": 0,
     }  # fmt: skip
     assert {name: found[f"streams_queue_{name}",] for name in wanted} == wanted
+    refused = {limit: found["streams_queue_messages_refused_total", limit] for limit in REFUSING}
+    assert refused == {"max_length": 0, "accept": 0, "accept_per_key": 1}
     died = {reason: found["streams_queue_messages_dead_total", reason] for reason in (*REASONS, "unknown")}
     assert died == {"error": 1, "rejected": 1, "timeout": 0, "crash": 0, "undecodable": 0, "unknown": 0}
     depth = {labels[0]: value for (name, *labels), value in found.items() if name == "streams_queue_depth"}
@@ -175,7 +182,7 @@ async def test_no_id_and_no_payload_in_any_metric(queue):
     text = (await exposition_of_queues([queue])).body + exposition_of_registry(registry).body
     assert b"canary" not in text
     labels = {name for family in plain_text(text.decode()) for sample in family.samples for name in sample.labels}
-    assert labels == {"queue", "state", "reason", "kind", "le"}
+    assert labels == {"queue", "state", "reason", "kind", "limit", "le"}
 
 
 # ---- several processes

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from streams_queue import tracing
-from streams_queue.answers import Delivery, Enqueued, NewMessage
+from streams_queue.answers import Delivery, Enqueued, NewMessage, Refused
 from streams_queue.batching import Batcher
 from streams_queue.codec import Fields
 from streams_queue.execution import Policy
@@ -14,6 +14,7 @@ from streams_queue.listener import Event
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import FINAL
 from streams_queue.queue import Queue
+from streams_queue.refusals import rejection
 from streams_queue.transitions import Transitions
 from streams_queue.worker import consumer_name
 
@@ -32,7 +33,7 @@ class Engine:
     def __init__(self, prefix: str, policy: Callable[[], Policy], *, index_users: bool) -> None:
         self.queue: Queue[dict[str, Any]] = Queue(prefix)
         self.consumer = consumer_name()
-        self._enqueues: Batcher[NewMessage, Enqueued] = Batcher(self._send)
+        self._enqueues: Batcher[NewMessage, Enqueued | Refused] = Batcher(self._send)
         self._policy = policy
         self._index_users = index_users
         self._held: dict[str, Delivery] = {}
@@ -79,24 +80,25 @@ class Engine:
     async def accept(self, message: NewMessage) -> Enqueued:
         """Put a message in the queue.
 
-        An id is known no longer than its message is unfinished: the old code deleted what was done, and took the id of
-        a dead letter for a new message. The engine remembers both for a while.
+        Raises:
+            Rejected: a limit of the queue refuses it.
         """
         if tracing.is_on():
             return await tracing.send(self.queue.keys.prefix, [message], lambda traced: self._accept(*traced))
         return await self._accept(message)
 
     async def _accept(self, message: NewMessage) -> Enqueued:
-        accepted = await self._enqueues.submit(message)
-        if accepted.duplicate and accepted.id == message.id and accepted.status in FINAL:
-            await self.transitions.remove([message.id], only_dead=True)
-            await self.transitions.free(self.queue.keys.done(message.id))
-            accepted = await self._enqueues.submit(message)
-        return accepted
+        answer = await self._enqueues.submit(message)
+        if isinstance(answer, Refused):
+            raise rejection(self.queue.keys.prefix, answer)
+        return answer
 
-    async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued]:
-        policy = self._policy()
-        return await self.transitions.enqueue(messages, dedup_expiry=policy.dedup_expiry, index_users=self._index_users)
+    async def _send(self, messages: Sequence[NewMessage]) -> Sequence[Enqueued | Refused]:
+        # An id is known no longer than its message is unfinished: the old code deleted what was done, and took the id
+        # of a dead letter for a new message. The engine remembers both for a while.
+        return await self.transitions.enqueue(
+            messages, dedup_expiry=self._policy().dedup_expiry, index_users=self._index_users, anew=True
+        )
 
     # ---- messages held by hand: claimed, worked on and finished by calls, with no worker around them
 

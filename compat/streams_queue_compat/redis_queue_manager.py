@@ -15,7 +15,7 @@ import msgspec
 from streams_queue.answers import Failure, NewMessage
 from streams_queue.backoff import retry_delay
 from streams_queue.codec import Codec, decode_values, encode_values, number
-from streams_queue.errors import ConfigurationError, InvalidMessage, StreamsQueueError
+from streams_queue.errors import ConfigurationError, InvalidMessage, Rejected, StreamsQueueError
 from streams_queue.execution import Execution, Policy, Reject, Retry, current
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
@@ -79,6 +79,9 @@ def documented(
         async def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
             try:
                 answer = await method(*args, **kwargs)
+            except Rejected as error:
+                logger.warning("%s: %s", name, error)
+                return cast(Answer, otherwise())
             except StreamsQueueError as error:
                 logger.error("%s: %s%s", name, error, _cause(error))  # noqa: TRY400  # says more than a traceback
                 return cast(Answer, otherwise())
@@ -192,7 +195,8 @@ class RedisQueueManager:
                 does the work.
 
         Returns:
-            The id, the existing one for a duplicate; None when it was refused or Redis is away.
+            The id, the existing one for a duplicate; None when it was refused, by a limit of the queue too, or Redis
+            is away.
         """
         engine = await self._engine()
         message = self._new(message_data, engine.queue.listener.channel if callback else "")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, exporter, look, moving, stats, worker
+from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, exporter, limits, look, moving, stats, worker
 
 EPILOG = """\
 \b
@@ -56,6 +56,7 @@ app.command(epilog=change.ENQUEUE_EPILOG)(change.enqueue)
 app.command(epilog=change.PRIORITY_EPILOG)(change.priority)
 app.command(epilog=change.REMOVE_EPILOG)(change.remove)
 app.add_typer(dlq.app, name="dlq", help="Look at dead letters, put them back in line, throw them away.")
+app.add_typer(limits.app, name="limits", help="Show the limits of a queue, set them, take them away.")
 app.command(epilog=change.PAUSE_EPILOG)(change.pause)
 app.command(epilog=change.RESUME_EPILOG)(change.resume)
 app.command(epilog=exporter.EPILOG)(exporter.exporter)

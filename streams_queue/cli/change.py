@@ -22,7 +22,7 @@ from streams_queue.cli.output import (
     say,
 )
 from streams_queue.cli.terminal import FAILED, MISUSED, fail
-from streams_queue.errors import StreamsQueueError
+from streams_queue.errors import Rejected, StreamsQueueError
 from streams_queue.model import Receipt
 from streams_queue.queue import Queue
 from streams_queue.transitions import BATCH
@@ -142,7 +142,9 @@ async def _enqueue_lines(queue: Queue[dict[str, Any]], options: dict[str, Any], 
                 receipts = await queue.enqueue_many(payloads, **options)
                 listing.add([_record(receipt) for receipt in receipts])
                 advance(len(receipts))
-        except (StreamsQueueError, typer.Exit):
+        except (StreamsQueueError, typer.Exit) as error:
+            if isinstance(error, Rejected):
+                listing.add([_record(receipt) for receipt in error.receipts if receipt is not None])
             remark(f"the first {listing.length} messages are in the queue")
             raise
 

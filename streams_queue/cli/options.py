@@ -23,6 +23,7 @@ Exit codes:
   1  it failed, or there is no such message
   2  wrong arguments or configuration
   3  the server could not be reached
+  4  refused by a limit of the queue: try again later
 """
 """The end of each command's help."""
 

@@ -12,6 +12,7 @@ from streams_queue.errors import (
     ConfigurationError,
     InvalidMessage,
     QueueUnavailable,
+    Rejected,
     StreamsQueueError,
     UnsupportedServer,
 )
@@ -21,6 +22,7 @@ from streams_queue.redaction import printable
 FAILED = 1
 MISUSED = 2
 UNREACHABLE = 3
+REFUSED = 4
 
 
 class LogLevel(StrEnum):
@@ -76,5 +78,7 @@ def code_of(error: StreamsQueueError) -> int:
             return MISUSED
         case QueueUnavailable():
             return UNREACHABLE
+        case Rejected():
+            return REFUSED
         case _:
             return FAILED

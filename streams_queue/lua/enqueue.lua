@@ -1,14 +1,16 @@
--- enqueue: nothing -> queued, or scheduled where it is due later
+-- enqueue: nothing -> queued, or scheduled where it is due later; or nothing, where a limit of the queue refuses it
 -- KEYS     house, then per message: message done slot
--- ARGV     dedup_expiry index_users replicas, then per message: id priority delay at ttl listener deduplicated count, then count
---          fields and values; at is when it is due, by the server's clock, or empty where the delay says it
--- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"}
+-- ARGV     dedup_expiry index_users replicas in_order anew, then per message: id priority delay at ttl listener deduplicated
+--          count, then count fields and values; where anew is 1, an id whose message has ended is as good as new; at is
+--          when it is due, by the server's clock, or empty where the delay says it
+-- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"},
+--          or {"", the limit's name, its value, seconds to wait or ""}; where in_order is 1, up to the first of those
 --- include house
 --- include place
 --- include limits
 --- include turns
 --- include ending
-local dedup_expiry, index = number(ARGV[1], 3600), ARGV[2] == '1'
+local dedup_expiry, index, in_order, anew = number(ARGV[1], 3600), ARGV[2] == '1', ARGV[4] == '1', ARGV[5] == '1'
 
 -- What this call accepts takes its place at the end, all of it at once: id -> status.
 local accepted, lined, later = {}, {ids = {}, main = {}, h = {}, l = {}}, {}
@@ -19,12 +21,16 @@ local function status_of(id, body, marker)
   return marker and string.match(marker, '^%w+') or nil
 end
 
+local function has_ended(message)
+  return not accepted[message.id] and (not message.body or is_dead_letter(message.id))
+end
+
 -- The id and status that a new message would double, if any: its own, or the holder of its dedup slot. A slot whose
 -- holder has neither body nor place is free for the taking.
 local FIELDS = {'timestamp', 'status'}
 local function existing(message)
   local status = status_of(message.id, message.body, message.marker)
-  if status then return message.id, status end
+  if status and not (anew and has_ended(message)) then return message.id, status end
   local holder = message.slot and try('GET', message.slot)
   if type(holder) ~= 'string' or holder == message.id then return end
   local held = read_body(holder, FIELDS)
@@ -81,7 +87,11 @@ local function accept(message, now, stamp)
   local due = message.delay > 0 and now + message.delay or next_score(now)
   local status = message.delay > 0 and 'scheduled' or 'queued'
   local entry = get_in(message, due)
-  if message.known then call('DEL', message_key(message.id)) end  -- an orphan's fields must not mix with the new ones
+  if message.marker then call('DEL', done_key(message.id)) end
+  if message.known then
+    if message.body and is_dead_letter(message.id) then count('removed_messages') end
+    call('DEL', message_key(message.id))  -- an orphan's fields must not mix with the new ones
+  end
   write_body(message, {'timestamp', stamp, 'status', status, 'retry_count', '0', '_sq_entry', entry})
   if message.slot then call('SET', message.slot, message.id, 'EX', whole_seconds(message.delay + dedup_expiry)) end
   if indexes_users then
@@ -97,13 +107,82 @@ local function accept(message, now, stamp)
   return {message.id, status}
 end
 
+-- What the queue declines: more unfinished messages than there is room for, and what finds one of its buckets empty. What
+-- one limit refuses costs nothing of the others, and a duplicate never comes here.
+local room, buckets, bucket_keys = math.huge, {}, {}
+
+local function value_of(message, field)
+  local value
+  for a = message.first, message.last, 2 do
+    if ARGV[a] == field then value = ARGV[a + 1] end
+  end
+  return value
+end
+
+local function draw_from(message, limit, rate, key)
+  if not buckets[key] then
+    buckets[key] = {limit = limit, rate = rate}
+    append(bucket_keys, key)
+  end
+  append(message.buckets, buckets[key])
+end
+
+-- All buckets are read before the first write: where one is out of reach (a Cluster slot on its way), nothing is written.
+local function read_limits(messages, now)
+  local most, field = tonumber(agreed('limit_max_length')), agreed('limit_key')
+  if most and most > 0 then room = most - call('ZCARD', MAIN) - call('ZCARD', RETRY) - call('ZCARD', SCHEDULED) end
+  local rate, key_rate = rate_of(agreed('limit_accept')), field and rate_of(agreed('limit_accept_per_key'))
+  if not rate and not key_rate then return end
+  for _, message in ipairs(messages) do
+    local key = key_rate and key_of({[field] = value_of(message, field)})
+    message.buckets = {}
+    if rate then draw_from(message, 'accept', rate, ACCEPTS) end
+    if key then draw_from(message, 'accept_per_key', key_rate, of_key('accept', key)) end
+  end
+  if #bucket_keys == 0 then return end
+  for i, full_at in ipairs(call('MGET', unpack(bucket_keys))) do
+    local bucket = buckets[bucket_keys[i]]
+    bucket.owed = owed_of(bucket.rate, full_at, now)
+  end
+end
+
+-- What to answer a message that is refused, by the limit that has to be waited for the longest; nothing where none does.
+local function refusal_of(message)
+  if room < 1 then
+    count('refused_max_length')
+    return {'', 'max_length', agreed('limit_max_length'), ''}
+  end
+  local slowest, longest = nil, 0
+  for _, bucket in ipairs(message.buckets or {}) do
+    local left, wait = room_in(bucket.rate, bucket.owed)
+    if left < 1 and wait > longest then slowest, longest = bucket, wait end
+  end
+  if not slowest then return end
+  count('refused_' .. slowest.limit)
+  return {'', slowest.limit, slowest.rate.text, seconds(longest)}
+end
+
+local function charge(message)
+  room = room - 1
+  for _, bucket in ipairs(message.buckets or {}) do
+    bucket.owed = bucket.owed + bucket.rate.interval
+    bucket.is_charged = true
+  end
+end
+
+local function keep_buckets(now)
+  for _, key in ipairs(bucket_keys) do
+    if buckets[key].is_charged then keep_owed(key, buckets[key].owed, now) end
+  end
+end
+
 local wrong = wrong_type()
 if wrong then return wrong end
 
 -- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end
 indexes_users = index or agreed('user_index') == '1'
-local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 4, #ARGV
+local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 6, #ARGV
 local stamp, messages, bodies, markers = seconds(now), {}, {}, {}
 while a <= last do
   local fields, at, i = number(ARGV[a + 7]), number(ARGV[a + 3]), #messages + 1
@@ -117,6 +196,8 @@ while a <= last do
 end
 markers = call('MGET', unpack(markers))
 local some_known = call('EXISTS', unpack(bodies)) > 0  -- nearly always all ids are new
+local limited = agreed('limit_max_length') or agreed('limit_accept') or agreed('limit_accept_per_key')
+if limited then read_limits(messages, now) end
 for i, message in ipairs(messages) do
   message.marker = markers[i]
   if some_known then
@@ -128,9 +209,13 @@ for i, message in ipairs(messages) do
     count('duplicate_messages')
     answers[i] = {holder, status, 'duplicate'}
   else
-    answers[i] = accept(message, now, stamp)
+    local refusal = limited and refusal_of(message)
+    answers[i] = refusal or accept(message, now, stamp)
+    if refusal and in_order then break end
+    if limited and not refusal then charge(message) end
   end
 end
 take_places()
+keep_buckets(now)
 if index and agreed('user_index') ~= '1' then call('HSET', META, 'user_index', '1') end
 return finish(answers)

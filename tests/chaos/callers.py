@@ -44,6 +44,7 @@ async def _cancelled_enqueue(lane: Lane, id: str, *, shared: bool) -> None:
     async def alone() -> Enqueued:
         new = queue._how("normal", None, None).message(id, None, queue.codec.encode(payload))
         (answer,) = await queue.transitions.enqueue([new], dedup_expiry=queue.dedup_expiry)
+        assert isinstance(answer, Enqueued)
         return answer
 
     task: asyncio.Task[Any] = asyncio.create_task(queue.enqueue(payload, id=id) if shared else alone())

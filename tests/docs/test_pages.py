@@ -29,6 +29,7 @@ from streams_queue.dashboard import dashboard
 from streams_queue.keys import Keys
 from streams_queue.letters import Reason, Wanted
 from streams_queue.limits import FIELDS
+from streams_queue.metrics import REFUSING
 from streams_queue.model import TRANSITIONS, Status
 from streams_queue.settings import _SCHEMES, Settings
 from streams_queue.story import story_of
@@ -231,6 +232,7 @@ ARGUMENTS = {
     "parked_of": "{sha1}",
     "pause": "{sha1}",
     "rate_of": "{sha1}",
+    "accepts_of": "{sha1}",
 }
 """What stands for the argument of each method of `Keys` in the table."""
 
@@ -242,7 +244,8 @@ def _keys_of_the_code() -> set[str]:
     for name in (name for name in dir(keys) if not name.startswith("_") and name not in NO_KEYS):
         value = getattr(keys, name)
         if callable(value):
-            found.add(value("x").rpartition(":")[0] + ":" + ARGUMENTS[name])
+            arguments = "x" * len(inspect.signature(value).parameters)
+            found.add(value(*arguments).rpartition(":")[0] + ":" + ARGUMENTS[name])
         else:
             found.update([value] if isinstance(value, str) else value.values() if isinstance(value, dict) else value)
     return found
@@ -269,8 +272,8 @@ def test_the_tables_have_every_field():
 
 
 def test_the_table_has_every_counter():
-    counted = set(re.findall(r"""(?:count\(['"])(\w+)""", _package(".lua", ".py"))) - {"dead_"}
-    by_reason = {f"dead_{reason}" for reason in Reason}
+    counted = set(re.findall(r"""(?:count\(['"])(\w+)""", _package(".lua", ".py"))) - {"dead_", "refused_"}
+    by_reason = {f"dead_{reason}" for reason in Reason} | {f"refused_{limit}" for limit in REFUSING}
     assert {name for cell in column(KEYS, "counter") for name in code(cell)} == counted | by_reason
 
 
@@ -375,7 +378,7 @@ def test_every_command_that_looks_or_changes_has_its_names_in_json():
         for command in app.registered_commands
         if command.callback and command.callback.__module__ in rooms
     }
-    assert described == {*ours, "dlq"}
+    assert described == {*ours, "dlq", "limits"}
 
 
 def test_the_filters_and_reasons_are_those_of_the_command():

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis.asyncio as redis_asyncio
 
-from streams_queue.answers import Claimed, Enqueued, Failure, NewMessage, Upkeep
+from streams_queue.answers import Claimed, Enqueued, Failure, NewMessage, Refused, Upkeep
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys, hash_of_key
 from streams_queue.model import Lease, Priority
@@ -74,6 +74,7 @@ class Queue:
             self._named |= {
                 keys.turns(hash): f"key:{name}", keys.parked_of(hash): f"parked:{name}",
                 keys.pause(hash): f"pause:{name}", keys.rate_of(hash): f"rate:{name}",
+                keys.accepts_of(hash): f"accept:{name}",
             }  # fmt: skip
 
     # ---- tables
@@ -106,6 +107,8 @@ class Queue:
                     return {counter: _int(value) for counter, value in fields.items()}
                 fields = {name: self._named.get(value, value) for name, value in fields.items()}
                 return {name: _field(name, value, now) for name, value in fields.items() if not _at_start(name, value)}
+            case "string" if name.startswith("accept"):
+                return _when(float(await self.redis.get(key)), now)
             case "string":
                 return _ENTRY.sub("*", await self.redis.get(key))
             case kind:
@@ -133,7 +136,14 @@ class Queue:
 
     # ---- arranging
 
-    async def enqueue(
+    async def enqueue(self, *ids: str, **options: Any) -> list[Enqueued]:
+        """Enqueue messages with these ids in one call, as `offer` does; no limit refuses them."""
+        answers = await self.offer(*ids, **options)
+        accepted = [answer for answer in answers if isinstance(answer, Enqueued)]
+        assert len(accepted) == len(answers), answers
+        return accepted
+
+    async def offer(
         self,
         *ids: str,
         priority: Priority = "normal",
@@ -142,7 +152,7 @@ class Queue:
         unique: str | None = None,
         index_users: bool = False,
         **fields: str,
-    ) -> list[Enqueued]:
+    ) -> list[Enqueued | Refused]:
         """Enqueue messages with these ids in one call; each holds one field, ``text``, beside the given ones."""
         messages = [
             new(id, priority=priority, delay=delay, ttl=ttl, slot=unique and self.keys.slot(unique), **fields)

@@ -156,7 +156,7 @@ async def test_a_reply_that_was_lost_makes_no_second_message(queue: Queue):
 async def test_an_id_twice_in_a_batch_is_accepted_once(queue: Queue):
     batch = [new("a", text="first"), new("a", text="second"), new("b")]
     answers = await queue.transitions.enqueue(batch, dedup_expiry=DEDUP_EXPIRY)
-    assert [answer.duplicate for answer in answers] == [False, True, False]
+    assert answers == [("a", "queued", False), ("a", "queued", True), ("b", "queued", False)]
     table = await queue.table()
     assert table["stream"] == {"a": NEVER, "b": NEVER}
     assert table["msg:a"]["text"] == "first"
