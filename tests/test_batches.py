@@ -14,6 +14,7 @@ import pytest
 
 from helpers import LEASE, SOON, queue_at, running, until
 from streams_queue import ConfigurationError, HandlerFailed, Message, Queue, Reject, Retry, Worker
+from streams_queue.limits import Limits
 from streams_queue.metrics import WorkerCollector
 from streams_queue.transitions import Transitions
 
@@ -385,6 +386,34 @@ async def test_no_message_shows_another_s_secrets(queue, caplog):
     dead = await queue.dead_letters.list()
     assert {letter.error for letter in dead} == {"ValueError: *** *** ***", "*** *** ***"}
     assert "canary" not in caplog.text
+
+
+# ---- beside limits
+
+
+async def test_a_list_has_one_message_of_each_key_that_goes_one_at_a_time(queue):
+    for n in range(12):
+        await queue.enqueue({"user_id": f"u{n % 4}", "n": n})
+    batches = Batches()
+    await work(queue, batches.handle, one_at_a_time_per="user_id")
+    assert batches.sizes == [4, 4, 4]
+    for user in range(4):
+        assert [m.data["n"] for m in batches.messages if m.data["user_id"] == f"u{user}"] == [user, user + 4, user + 8]
+
+
+async def test_a_key_that_one_message_pauses_holds_up_no_other(queue):
+    await queue.set_limits(Limits(key="chat"))
+    for n in range(4):
+        await queue.enqueue({"chat": f"c{n % 2}"}, id=f"m{n}")
+
+    def does(messages: list[Message[Any]]) -> list[Any]:
+        return [Retry(delay=60, key="c1") if m.data["chat"] == "c1" else "sent" for m in messages]
+
+    batches = Batches(does)
+    async with running(worker_of(queue, batches.handle)):
+        assert [await queue.result(id, timeout=5) for id in ("m0", "m2")] == ["sent", "sent"]
+    assert await queue.length() == 2
+    assert {(await queue.get(id)).retries for id in ("m1", "m3")} == {0}
 
 
 # ---- those that do not take part

@@ -20,6 +20,7 @@ import pytest
 
 import canary
 import servers
+from helpers import until
 from servers import wait_until
 from streams_queue import ConfigurationError, Queue, ShardedQueue, Worker
 
@@ -31,6 +32,13 @@ queue = Queue(os.environ["PREFIX"])
 worker = Worker(queue, concurrency=1, lease=2.0, grace=20.0, poll_interval=0.2)
 idle = Worker(queue)
 not_a_worker = 3
+
+together = Worker(queue, concurrency=1, lease=2.0, grace=20.0, poll_interval=0.2)
+
+@together.batch(size=10, wait=60.0)
+async def handle_together(messages):
+    with open("started", "a") as started:
+        started.write("".join(message.id + "\\n" for message in messages))
 
 @worker.handler
 async def handle(message):
@@ -163,6 +171,22 @@ async def test_a_signal_lets_handlers_finish(start, queue, folder, number):
     assert started(folder) == [held.id]
 
 
+async def test_a_signal_hands_over_the_batch_that_is_gathered(start, queue, folder):
+    ids = [receipt.id for receipt in await queue.enqueue_many([{}] * 13)]
+    process = start("jobs:together")
+    await until(lambda: being_worked_on(queue, 3), what="the second batch is gathered")
+    assert started(folder) == ids[:10]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    assert started(folder) == ids
+    assert await queue.length() == 0
+
+
+async def being_worked_on(queue: Queue[Any], count: int) -> bool:
+    stats = await queue.stats()
+    return stats.main == stats.processing == count
+
+
 async def test_a_second_signal_hands_back_now(start, queue, folder):
     receipts = await queue.enqueue_many([{"gate": 1}, {"gate": 1}, {}])
     process = start("jobs:worker", "--concurrency", "2")
@@ -214,7 +238,7 @@ async def test_log_level(start, queue):
         ("jobs:", "'jobs:' is not MODULE:OBJECT"),
         ("nowhere:worker", "no module 'nowhere': write it as an import statement would, and start in the directory"),
         ("jobs.py:worker", "no module 'jobs.py': write it"),
-        ("jobs:missing", "module jobs has no 'missing': did you mean jobs:worker or jobs:idle?"),
+        ("jobs:missing", "module jobs has no 'missing': did you mean jobs:worker or jobs:idle or jobs:together?"),
         ("jobs:not_a_worker", "jobs:not_a_worker is of type int, not a streams_queue.Worker: did you mean jobs:worker"),
         ("misconfigured:worker", "module misconfigured: queue prefix 'a b' is not"),
     ],
