@@ -20,7 +20,6 @@ from streams_queue.execution import (
     Settlement,
     encoded_result,
     failed_outcome,
-    is_suspect,
     log_failure,
     supervised,
 )
@@ -79,10 +78,10 @@ class Batch(HandlerTask, Generic[Payload]):
         return [member for member in self.members if not member.lost and member not in self.refused]
 
     def add(self, delivery: Delivery, settlement: Settlement, policy: Policy) -> Member[Payload]:
-        """Take a message in. A suspect stays by itself."""
+        """Take a message in."""
         member = Member(delivery, settlement, policy, self)
         self.members.append(member)
-        if len(self.members) >= self._size or is_suspect(delivery):
+        if len(self.members) >= self._size:
             self.close()
         return member
 
@@ -137,10 +136,9 @@ class Gathering(Generic[Payload]):
         """Seconds until it is handed over; infinite where none is gathered."""
         return math.inf if self._batch is None else self._batch.left
 
-    def batch_for(self, delivery: Delivery) -> Batch[Payload]:
-        """Where this message is to be added."""
-        if self._batch is None or not self._batch.room or is_suspect(delivery):
-            self.hand_over()
+    def open_batch(self) -> Batch[Payload]:
+        """Where the next message is to be added."""
+        if self._batch is None or not self._batch.room:
             self._batch = Batch(self.size, self._wait)
         return self._batch
 
@@ -159,14 +157,14 @@ async def handle_together(
     ending: Callable[[], bool],
 ) -> dict[Member[Payload], Outcome]:
     """Run the handler with these messages of a batch, and name the outcome of each."""
-    messages = [member.message for member in members]
     scrub = _Scrub(members)
     try:
-        answers = _one_for_each(await supervised(batch, handler, messages.copy(), deadlines, ending), len(members))
+        messages = [member.message for member in members]
+        answers = _one_for_each(await supervised(batch, handler, messages, deadlines, ending), len(members))
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  (as in `handle`)
-        log_failure(_failed(messages), error, scrub)
+        log_failure(_failed(members), error, scrub)
         return {member: failed_outcome(member, error, scrub) for member in members}
     return {member: _outcome(member, answer, scrub) for member, answer in zip(members, answers, strict=True)}
 
@@ -192,7 +190,7 @@ def _outcome(member: Member[Any], answer: Any, scrub: Callable[[str], str]) -> O
         answer = _raised(answer)
     if not isinstance(answer, BaseException):
         return Completed(encoded_result(member.message.id, answer))
-    log_failure(_failed([member.message]), answer, scrub)
+    log_failure(_failed([member]), answer, scrub)
     return failed_outcome(member, answer, scrub)
 
 
@@ -211,11 +209,12 @@ def _close(answers: Sequence[Any]) -> None:
             answer.close()
 
 
-def _failed(messages: Sequence[Message[Any]]) -> str:
-    if len(messages) == 1:
-        return f"message {messages[0].id} failed in attempt {messages[0].attempts}"
-    ids = ", ".join(message.id for message in messages[:SHOWN_IDS])
-    return f"a batch of {len(messages)} messages failed: {ids}{', ...' if len(messages) > SHOWN_IDS else ''}"
+def _failed(members: Sequence[Member[Any]]) -> str:
+    first = members[0].message
+    if len(members) == 1:
+        return f"message {first.id} failed in attempt {first.attempts}"
+    ids = ", ".join(member.message.id for member in members[:SHOWN_IDS])
+    return f"a batch of {len(members)} messages failed: {ids}{', ...' if len(members) > SHOWN_IDS else ''}"
 
 
 class _Scrub:

@@ -380,7 +380,7 @@ class Worker(Generic[Payload]):
     async def _idle(self, run: "_Run[Payload]") -> None:
         """Wait until there is something that a claim finds."""
         nothing = True
-        while nothing and not self._alone and not run.maintenance.messages_wait:
+        while nothing and not self._alone and not self._full_of_batches and not run.maintenance.messages_wait:
             left = self._gathering.left if self._gathering is not None else math.inf
             with self._slots.no_room(self, intake=self._gathering or ONE) as room:
                 claimed = await run.claimer.wait(room, self._executions, left)
@@ -389,6 +389,11 @@ class Worker(Generic[Payload]):
             if claimed.wait:
                 await anyio.sleep(min(claimed.wait, self._poll_interval))
         run.maintenance.messages_wait = False
+
+    @property
+    def _full_of_batches(self) -> bool:
+        """Whether the last slot went with a batch that was handed over: what a read brings would have to go back."""
+        return self._gathering is not None and not self._gathering.begun and self._slots.full
 
     def _answered(self) -> None:
         self._answered_at = time.monotonic()
@@ -417,7 +422,7 @@ class Worker(Generic[Payload]):
 
     def _begin(self, run: "_Run[Payload]", delivery: Delivery, room: Room) -> Execution[Payload]:
         if self._gathering is not None:
-            batch = self._gathering.batch_for(delivery)
+            batch = self._gathering.open_batch()
             if not batch.members:
                 self._spawn(run, room, self._work_together(run, batch, self._gathering.handler), "batch")
             return batch.add(delivery, run.settlement, self.policy)

@@ -159,6 +159,19 @@ async def test_no_more_batches_at_a_time_than_concurrency_and_none_waits_behind_
     assert [len(ids) for ids in held.started] == [5, 5, 10, 10, 10]
 
 
+async def test_a_busy_worker_does_not_take_what_an_idle_one_waits_for(queue):
+    held, batches = HeldBatches(), Batches()
+    async with running(worker_of(queue, held.handle, wait=0.1, poll_interval=10.0)):
+        await filled(queue, 1)
+        await held.holds()
+        async with running(worker_of(queue, batches.handle, wait=0, poll_interval=10.0)):
+            for _ in range(5):
+                await queue.result((await queue.enqueue({})).id, timeout=5)
+        held.go.set()
+    assert len(held.started) == 1
+    assert {message.deliveries for message in batches.messages} == {1}
+
+
 async def test_what_a_claim_brings_too_late_goes_back_uncharged(queue, monkeypatch):
     """A claim was under way when the batch was handed over, and the last slot with it."""
     held, claims_with_messages = HeldBatches(), 0
@@ -176,7 +189,7 @@ async def test_what_a_claim_brings_too_late_goes_back_uncharged(queue, monkeypat
 
     await filled(queue, 1)
     monkeypatch.setattr(Transitions, "claim", slow_claim)
-    async with running(worker_of(queue, held.handle, size=10, wait=0.02)):
+    async with running(worker_of(queue, held.handle, size=10, wait=0.02, lease=30.0)):
         await until(lambda: claims_with_messages == 2 and all_but_the_held_wait(queue), what="they went back")
         monkeypatch.undo()
         held.go.set()
