@@ -9,7 +9,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Generic
 
 import anyio
@@ -45,6 +45,12 @@ from streams_queue.slots import ONE, Room, Slots
 from streams_queue.tracing import HandlerSpans
 
 logger = logging.getLogger(__name__)
+
+READ_LATE = 0.1
+"""Seconds by which a blocking read may end too late: a server that has nothing to do looks at its clock so seldom."""
+
+BETWEEN_CLAIMS = 0.02
+"""Seconds between two claims for a batch in the last slot whose time is nearly up: a read might outlast it."""
 
 CLOCK_EVERY = 60.0
 """Seconds between two looks at the server's clock, while somebody observes."""
@@ -358,7 +364,8 @@ class Worker(Generic[Payload]):
             with await self._slots.room(self, alone=self._alone, intake=self._gathering or ONE) as room:
                 ended = self._slots.ended
                 claimed = await run.claimer.claim(room, self._executions)
-                self._start(run, claimed, room)
+                over = self._start(run, claimed, room)
+            await run.give_back(over)
             if claimed.wait:
                 await anyio.sleep(min(claimed.wait, self._poll_interval))  # the limits may be others by then
             elif claimed.looked_at:
@@ -381,10 +388,16 @@ class Worker(Generic[Payload]):
         """Wait until there is something that a claim finds."""
         nothing = True
         while nothing and not self._alone and not self._full_of_batches and not run.maintenance.messages_wait:
-            left = self._gathering.left if self._gathering is not None else math.inf
+            left = math.inf
+            if self._gathering is not None and self._slots.full:
+                left = self._gathering.left - READ_LATE
+            if left <= 0:
+                await anyio.sleep(min(BETWEEN_CLAIMS, left + READ_LATE))
+                break
             with self._slots.no_room(self, intake=self._gathering or ONE) as room:
                 claimed = await run.claimer.wait(room, self._executions, left)
-                self._start(run, claimed, room)
+                over = self._start(run, claimed, room)
+            await run.give_back(over)
             nothing = not claimed.looked_at
             if claimed.wait:
                 await anyio.sleep(min(claimed.wait, self._poll_interval))
@@ -404,7 +417,8 @@ class Worker(Generic[Payload]):
         if self._slots.full:  # else it claims, and that is to be answered
             self._answered()
 
-    def _start(self, run: "_Run[Payload]", claimed: Claimed, room: Room) -> None:
+    def _start(self, run: "_Run[Payload]", claimed: Claimed, room: Room) -> Sequence[Delivery]:
+        """Begin with what there is room for; what there is none for any more is to go back."""
         room.take(len(claimed.deliveries))  # a batch may have been handed over meanwhile, and its room with it
         deliveries, over = claimed.deliveries[: room.free], claimed.deliveries[room.free :]
         self.observation.ask()
@@ -417,8 +431,7 @@ class Worker(Generic[Payload]):
         turn = run.maintenance.in_turn or not self._slots.running
         self._alone = any(map(is_suspect, deliveries)) or (claimed.suspects_wait and turn)
         room.stays_alone = self._alone
-        for delivery in over:
-            run.settlement.release(delivery.lease)
+        return over
 
     def _begin(self, run: "_Run[Payload]", delivery: Delivery, room: Room) -> Execution[Payload]:
         if self._gathering is not None:
@@ -663,6 +676,10 @@ class _Run(Generic[Payload]):
         self.loop = asyncio.get_running_loop()
         self._host = asyncio.current_task()
         self._cancelled_before = self._cancellations()
+
+    async def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Hand these back uncharged. It is done before the next claim, which would miss what is still on its way."""
+        await asyncio.gather(*(self.settlement.release(delivery.lease) for delivery in deliveries))
 
     def ending(self) -> bool:
         """Whether the worker's own task was cancelled, as at the end of `asyncio.run`."""

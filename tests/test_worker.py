@@ -652,9 +652,10 @@ async def test_who_is_cancelled_before_it_begins_goes_back_and_is_not_called_stu
     start = Worker._start
 
     def start_and_end(self, run, claimed, room):
-        start(self, run, claimed, room)
+        over = start(self, run, claimed, room)
         for task in self._tasks:
             task.cancel()
+        return over
 
     monkeypatch.setattr(Worker, "_start", start_and_end)
     await queue.enqueue({})
