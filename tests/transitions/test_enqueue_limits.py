@@ -149,12 +149,12 @@ async def test_after_the_wait_that_was_answered_there_is_room(queue: Queue):
             assert refused(await queue.offer(f"m{n}")) == [""]
 
 
-async def test_many_small_steps_add_up_to_the_burst(queue: Queue):
-    """0.1 a hundred times is not 10 in binary: the last of them is accepted all the same, and one more is not."""
-    await limited(queue, accept=Rate(997, per=HOUR))
-    for n in range(997):
-        assert refused(await queue.offer(f"m{n}")) == [""]
-    assert refused(await queue.offer("one more")) == ["accept"]
+@pytest.mark.parametrize("count", [7, 13, 14, 17])
+async def test_many_small_steps_add_up_to_the_burst(queue: Queue, count):
+    """So many times an hour's part is a little more than an hour in binary: the last one is accepted all the same."""
+    await limited(queue, accept=Rate(count, per=HOUR))
+    ids = [f"m{n}" for n in range(count + 1)]
+    assert refused(await queue.offer(*ids)) == [*[""] * count, "accept"]
 
 
 # ---- both, and what costs nothing
@@ -177,6 +177,11 @@ async def test_of_two_rates_the_longer_wait_is_answered(queue: Queue):
     assert refused(answers) == ["accept_per_key", "accept"]
     waits = [answer.retry_after for answer in answers if isinstance(answer, Refused)]
     assert waits == [pytest.approx(HOUR, abs=5), pytest.approx(10, abs=5)]
+
+
+async def test_the_longer_wait_may_be_that_of_the_queue(queue: Queue):
+    await limited(queue, key="user_id", accept=Rate(1, per=HOUR), accept_per_key=Rate(1, per=10))
+    assert refused(await sent(queue, of("u1", "a", "b"))) == ["", "accept"]
 
 
 async def test_a_duplicate_is_never_refused_and_costs_nothing(queue: Queue):
