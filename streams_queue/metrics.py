@@ -94,6 +94,16 @@ def _families_of_queues(found: Mapping[str, Stats | None]) -> Iterator[Metric]:
     yield _gauge("oldest_waiting_seconds", words, {(queue,): s.oldest_waiting or 0.0 for queue, s in known.items()})
     words = "Messages in line that were met before their key's turn."
     yield _gauge("parked", words, {(queue,): stats.parked for queue, stats in known.items()})
+    lines = {
+        (queue, priority): count
+        for queue, stats in known.items()
+        for priority, count in (
+            ("high", stats.high),
+            ("normal", stats.main - stats.high - stats.low),
+            ("low", stats.low),
+        )
+    }
+    yield _gauge("line", "Messages in line by priority, those being worked on included.", lines, "priority")
     words = "Workers that gave a sign within a lease."
     yield _gauge("workers", words, {(queue,): stats.workers for queue, stats in known.items()})
     words = "Whether workers take nothing new."

@@ -144,6 +144,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Ids on ``P:lost``: their bodies ran out."""
     parked: int
     """Of `main`, those that a worker met before it was their key's turn (`Limits`)."""
+    high: int
+    """Of `main`, those of high priority, being worked on included."""
+    low: int
+    """The same of low priority. All others are normal."""
     paused: bool
     oldest_waiting: float | None
     """Seconds that the oldest message which no worker holds has stood in line: since it was accepted, or since its

@@ -294,7 +294,7 @@ def added_up(found: Sequence[Stats]) -> Stats:
     )
 
 
-_COUNTS = ("main", "processing", "retry", "scheduled", "dead", "lost", "parked")
+_COUNTS = ("main", "processing", "retry", "scheduled", "dead", "lost", "parked", "high", "low")
 
 
 def _summed(found: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -416,11 +416,12 @@ class Transitions:
     async def stats(self) -> Stats:
         """The counts of one moment. O(number of workers)."""
         reply = await self._run(scripts.STATS, ())
-        main, processing, retry, scheduled, dead, lost, paused, counters, oldest, workers, parked = reply
+        main, processing, retry, scheduled, dead, lost, paused, counters, oldest, workers, parked, *lines = reply
         numbers = {name: int(raw) for name, raw in fields_of(counters).items() if _COUNTER.fullmatch(raw)}
         return Stats(
             main=main, processing=processing, retry=retry, scheduled=scheduled, dead=dead, lost=lost,
-            parked=parked, paused=bool(paused), oldest_waiting=float(oldest) if oldest else None, workers=workers,
+            parked=parked, high=lines[0], low=lines[1], paused=bool(paused),
+            oldest_waiting=float(oldest) if oldest else None, workers=workers,
             counters=numbers, died=_with_prefix("dead_", numbers), edits=_with_prefix("outside_", numbers),
         )  # fmt: skip
 

@@ -182,7 +182,7 @@ async def test_no_id_and_no_payload_in_any_metric(queue):
     text = (await exposition_of_queues([queue])).body + exposition_of_registry(registry).body
     assert b"canary" not in text
     labels = {name for family in plain_text(text.decode()) for sample in family.samples for name in sample.labels}
-    assert labels == {"queue", "state", "reason", "kind", "limit", "le"}
+    assert labels == {"queue", "state", "priority", "reason", "kind", "limit", "le"}
 
 
 # ---- several processes

@@ -3,7 +3,7 @@
 -- ARGV     (none)
 -- RETURNS  {main, processing, retry, scheduled, dead, lost, paused (0 or 1), counters as a flat list, seconds that the oldest
 --          waiting message has stood in line ("" where none waits), workers that gave a sign within a lease, messages that wait for
---          their key's turn}
+--          their key's turn, those in main of high priority, of low}
 --- include house
 --- include flight
 local counters = try('HGETALL', STATS)
@@ -25,5 +25,5 @@ return {
   call('ZCARD', MAIN), in_flight('h') + in_flight('n') + in_flight('l'), call('ZCARD', RETRY), call('ZCARD', SCHEDULED),
   call('ZCARD', DLQ), call('ZCARD', LOST), agreed('paused') == '1' and 1 or 0,
   failed(counters) and {} or counters, since and seconds(math.max(0, server_time() - since)) or '', live_workers(),
-  call('ZCARD', PARKED),
+  call('ZCARD', PARKED), call('ZCARD', LINES.h), call('ZCARD', LINES.l),
 }

@@ -16,7 +16,7 @@ START = 6_000_000.0
 
 def sample(now: float, *, main=0, processing=0, since: float | None = None, **counters: int) -> Sample:
     stats = Stats(
-        main=main, processing=processing, retry=0, scheduled=0, dead=0, lost=0, parked=0, paused=False,
+        main=main, processing=processing, retry=0, scheduled=0, dead=0, lost=0, parked=0, high=0, low=0, paused=False,
         oldest_waiting=None, workers=0, counters=counters, died={}, edits={},
     )  # fmt: skip
     return Sample(now, stats, since)

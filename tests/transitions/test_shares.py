@@ -140,6 +140,13 @@ async def test_the_defaults_are_those_of_the_limits(queue: Queue):
     assert f"NORMAL, LOW = {NORMAL_SHARE}, {LOW_SHARE}" in shares
 
 
+async def test_the_lines_are_counted(queue: Queue):
+    await fill(queue, low=2, normal=3, high=4)
+    await queue.claim(count=2)
+    stats = await queue.transitions.stats()
+    assert (stats.main, stats.high, stats.low) == (9, 4, 2)
+
+
 # ---- ahead
 
 
