@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streams_queue $(wildcard compat migrations) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test matrix check chaos bench pictures rehearsal demo clean
+.PHONY: help venv test matrix check chaos bench scaling pictures rehearsal demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ chaos: $(STAMP)  ## every fault at full size, into docs/reliability.md; ARGS="--
 
 bench: $(STAMP)  ## ours beside other queues, into docs/benchmarks.md; ARGS="--only finish --peers arq" chooses
 	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+scaling: $(STAMP)  ## one server beside four; ARGS="--messages 40000 --write" draws docs/scaling.svg
+	PYTHONPATH=tests $(BIN)/python -m bench.shards $(ARGS)
 
 pictures: $(STAMP)  ## the dashboard's pictures of the README, taken anew by the tests; needs chromium
 	$(BIN)/python -m pytest -q tests/dashboard/browser/test_picture.py

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench import chart, inserts, page, rows
+from bench import chart, inserts, page, rows, shards
 from bench.chart import Bar
 from bench.peers import OURS, PEERS, PROGRAMS
 from bench.rows import Figures, Pair
@@ -27,6 +27,13 @@ def test_ours_enqueues_and_finishes(bench):
         run = bench.work(OURS, 300)
         assert run.rate > 0
         assert bench.client.zcard("bench:queue:main") == 0
+
+
+def test_servers_share_the_work():
+    for work in shards._measured(2, 4, 400):
+        one, another = work.commands
+        assert work.rate > 0
+        assert one == pytest.approx(another, rel=0.5)
 
 
 def test_a_program_that_fails_is_told_of(bench):
