@@ -314,6 +314,16 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
         return await (super().result(id, timeout) if self.shards else Queue.result(self, id, timeout))
 
 
+async def shares_of(servers: Sequence[Settings], prefixes: Sequence[str]) -> list[list[str]]:
+    """For each server the prefixes of the queues on it, shards instead of a sharded queue."""
+    shares: list[list[str]] = [[] for _ in servers]
+    for prefix in prefixes:
+        async with NamedQueue(prefix, url=[settings.url for settings in servers]) as queue:
+            for number, shard in enumerate(queue.shards or [queue]):
+                shares[number % len(servers)].append(shard.keys.prefix)
+    return shares
+
+
 def _count(shards: Any) -> int | None:
     if shards is None:
         return None

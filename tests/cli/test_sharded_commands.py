@@ -114,3 +114,15 @@ async def test_the_exporter(start, queue, prefix):
     assert (load["queue"], load["waiting"]) == (prefix, 12)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
+
+
+async def test_the_doctor_looks_at_every_shard(run, queue, server, private, prefix):
+    found = json.loads(run("doctor", "--prefix", prefix, "--json").out)
+    assert {check["queue"] for check in found if check["queue"]} == {shard.keys.prefix for shard in queue.shards}
+    other = private()
+    async with ShardedQueue(f"{prefix}b", shards=3, url=[server.url, other.url]):
+        both = f"{server.url} {other.url}"
+        found = json.loads(run("doctor", "--prefix", f"{prefix}b", "--url", both, "--json").out)
+    reached = [check["reason"] for check in found if check["check"] == "connection"]
+    assert reached == [f"The server answers at {url}." for url in (server.url, other.url)]
+    assert {check["queue"] for check in found if check["queue"]} == {f"{{{prefix}b:{n}}}" for n in range(3)}

@@ -27,6 +27,7 @@ from streams_queue.keys import Keys
 from streams_queue.queue import Queue
 from streams_queue.redaction import printable
 from streams_queue.settings import Settings
+from streams_queue.sharding import shares_of
 
 WARNED = 4
 """The exit code of warnings without a danger."""
@@ -41,15 +42,33 @@ def run(prefixes: Sequence[str], url: str | None, role: Role | None, *, as_json:
     """Look, tell, and end with the exit code of the worst."""
     log_to_stderr(LogLevel.ERROR)
     try:
-        settings = Settings.resolve(url)
-        refuse_private(settings)
-        prefixes = [Keys(settings.prefix(name)).prefix for name in prefixes]
+        servers = Settings.resolve_all(url)
+        refuse_private(servers[0])
+        for prefix in prefixes:
+            Keys(prefix)
     except StreamsQueueError as error:
         fail_by(error)
     with _Report(as_json=as_json) as report:
-        code = asyncio.run(_examine(report, settings, prefixes, url, role))
+        code = asyncio.run(_examine_all(report, servers, prefixes, url, role))
     if code := code or report.code:
         raise typer.Exit(code)
+
+
+async def _examine_all(
+    report: "_Report", servers: Sequence[Settings], prefixes: Sequence[str], url: str | None, role: Role | None
+) -> int:
+    """Each server, with what it has of the queues."""
+    failed: StreamsQueueError | None = None
+    try:
+        shares = await shares_of(servers, prefixes)
+    except StreamsQueueError as error:
+        failed, shares = error, [[] for _ in servers]
+    code = 0
+    for settings, share in zip(servers, shares, strict=True):
+        code = await _examine(report, settings, share, url, role) or code
+    if failed is not None and not code:  # else the look at the server has said why
+        report.tell(Check("queue", Verdict.DANGER, _sentence(failed), "see the reason"))
+    return code
 
 
 async def _examine(
