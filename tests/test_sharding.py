@@ -21,8 +21,10 @@ from streams_queue import (
     Limits,
     NotFound,
     Queue,
+    QueueFull,
     QueueUnavailable,
     Rate,
+    RateLimited,
     Reject,
     Removed,
     ShardedQueue,
@@ -480,6 +482,27 @@ async def test_limits_are_divided(queue):
     )  # fmt: skip
     await queue.set_limits(Limits())
     assert {await shard.limits() for shard in queue.shards} == {Limits()}
+
+
+async def test_a_shard_that_got_its_part_refuses_while_others_have_room(queue):
+    await queue.set_limits(Limits(max_length=4 * SHARDS))
+    for _ in range(4):
+        await queue.enqueue({"user_id": "u1"})
+    with pytest.raises(QueueFull):
+        await queue.enqueue({"user_id": "u1"})
+    await queue.enqueue({"user_id": await other_key(queue, "u1")})
+    with pytest.raises(QueueFull):
+        await queue.enqueue_many([{"user_id": "u1"}] * 2)
+    assert await queue.length() == 5
+
+
+async def test_a_rate_of_a_key_holds_over_all_shards(queue):
+    await queue.set_limits(Limits(key="user_id", accept_per_key=Rate(2, per=60.0)))
+    for user in ("u1", await other_key(queue, "u1")):
+        for _ in range(2):
+            await queue.enqueue({"user_id": user})
+        with pytest.raises(RateLimited):
+            await queue.enqueue({"user_id": user})
 
 
 @pytest.mark.parametrize(
