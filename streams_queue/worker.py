@@ -79,9 +79,9 @@ class Worker(Generic[Payload]):
         grace: seconds that `stop` lets handlers finish.
         poll_interval: seconds that an idle worker waits in one read; a new message ends the wait.
         one_at_a_time_per: a field of the payload, ``"user_id"`` for example. Messages with the same value are worked on
-            one after the other in order of arrival, over all workers of the queue, while others pass. Order is within
-            one priority, and a message that is tried again takes its place anew. The queue keeps to it (`Limits`) after
-            this worker has gone.
+            one after the other in order of arrival, whatever their priority, over all workers of the queue, while
+            others pass. A message that is tried again takes its place anew. The queue keeps to it (`Limits`) after this
+            worker has gone.
 
     Raises:
         ConfigurationError: a number that is not positive.
