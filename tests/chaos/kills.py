@@ -96,16 +96,16 @@ async def killed_mid_batch(lab: Lab) -> None:
 
     async def each(lane: Lane) -> None:
         for _ in range(rounds):
-            victim = await lane.start(batch=100, concurrency=1)
             ids = await lane.enqueue(49)
             ids += await lane.enqueue(do="die", first=True)
             ids += await lane.enqueue(50)
+            victim = await lane.start(batch=100, concurrency=1)
             await lane.died(victim)
             died = time.monotonic()
             healthy = await lane.start(batch=100, concurrency=1)
             await lane.done(ids)
-            await healthy.end()
             lab.tally.recovered(time.monotonic() - died, lab.recovery)
+            await healthy.end()
             lab.tally.runs += 1
         await lane.judge(duplicates=50 * rounds)
 
