@@ -186,8 +186,9 @@ class Connection:
         """Close one client that `reader` gave."""
         if client in self._clients:
             self._clients.remove(client)
-        with contextlib.suppress(*REDIS_ERRORS):
-            await client.aclose()
+        for one in (client, *_sentinels_of(client)):
+            with contextlib.suppress(*REDIS_ERRORS):
+                await one.aclose()
 
     async def close(self) -> None:
         """Close every client handed out. `open` may follow."""
@@ -223,7 +224,6 @@ class Connection:
         )
         for client in sentinel.sentinels:
             client.connection_pool.connection_class = wire.Tls if address.tls else wire.Tcp
-        self._clients.extend(sentinel.sentinels)
         pool = _SentinelPool(
             address.service,
             sentinel,
@@ -237,6 +237,12 @@ class Connection:
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Asks Sentinel for the primary, and waits for a free connection instead of failing."""
+
+
+def _sentinels_of(client: Redis | RedisCluster) -> list[Redis]:
+    """The clients by which it asks for the primary."""
+    pool = None if isinstance(client, RedisCluster) else client.connection_pool
+    return list(pool.sentinel_manager.sentinels) if isinstance(pool, _SentinelPool) else []
 
 
 class _Cluster(RedisCluster):

@@ -36,7 +36,7 @@ CORE = (
     "compat",
     "cli/test_processes.py",
     *(f"test_{room}.py" for room in ("connection", "leases", "outages", "queue", "results", "worker")),
-    *(f"test_{room}.py" for room in ("batches", "limits", "limits_at_work", "sharding")),
+    *(f"test_{room}.py" for room in ("batches", "limits", "limits_at_work", "secured", "setups", "sharding")),
 )
 
 PASSED, FAILED, EMPTY = "passed", "FAILED", "-"

@@ -477,6 +477,22 @@ async def test_nor_while_sentinel_is_asked_for_the_primary(private, tmp_path):
         assert await swallowed(connect, 40) == 0
 
 
+async def test_a_client_that_is_dropped_leaves_no_connection_to_sentinel(private, tmp_path):
+    (tmp_path / "sentinel.conf").write_text(f"sentinel monitor main 127.0.0.1 {private().port} 1\n")
+    sentinel = private(str(tmp_path / "sentinel.conf"), "--sentinel")
+    async with opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/main") as connection, sentinel.client() as admin:
+        before = len(await admin.client_list())
+        for _ in range(10):
+            reader = connection.reader(1.0)
+            assert await reader.ping()
+            await connection.drop(reader)
+
+        async def gone() -> bool:
+            return len(await admin.client_list()) <= before
+
+        await until(gone)
+
+
 async def swallowed(call: Callable[[], Awaitable[object]], longest: int) -> int:
     """How many calls, cancelled up to `longest` turns of the loop later, go on as if nothing had happened.
 

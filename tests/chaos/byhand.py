@@ -22,8 +22,8 @@ from streams_queue_compat.redis_queue_manager import RedisQueueManager
 @contextlib.asynccontextmanager
 async def _managers(lane: Lane, count: int) -> AsyncIterator[list[RedisQueueManager]]:
     """Instances of the documented API, each as another process would have it."""
-    with mock.patch.dict(os.environ, STREAMS_QUEUE_URL=lane.lab.server.url):
-        managers = [RedisQueueManager(lane.name) for _ in range(count)]
+    with mock.patch.dict(os.environ, STREAMS_QUEUE_URL=lane.lab.url):
+        managers = [RedisQueueManager(lane.queue.keys.prefix) for _ in range(count)]
         for manager in managers:
             manager.lock_expiry = lane.lab.lease
             manager.retry_delay_base = 0.05
@@ -144,7 +144,7 @@ async def old_and_new(lab: Lab) -> None:
     count, producers = lab.size(200, 20_000), 10
     async with lab.lane() as lane, lab.server.client() as old_client:
         await lane.start(2, concurrency=8)
-        old = OldProducer(old_client, lane.name)
+        old = OldProducer(old_client, lane.queue.keys.prefix)
 
         async def produce_old(number: int) -> None:
             for n in range(count // 2 // producers):
@@ -167,7 +167,7 @@ async def old_and_new(lab: Lab) -> None:
         await reading
         lab.tally.runs += count
         assert time.monotonic() - began < 300
-        assert not await old_client.keys(f"{lane.name}:dedup:*"), "slots are left"
+        assert not await old_client.keys(f"{lane.queue.keys.prefix}:dedup:*"), "slots are left"
         await lane.judge()
 
 

@@ -136,7 +136,7 @@ async def collisions(lab: Lab) -> None:
     """One winner each, and every caller is told of it; never a body that is mixed of two."""
     async with lab.lane() as lane, contextlib.AsyncExitStack() as stack:
         producers: list[Queue[Any]] = [
-            await stack.enter_async_context(Queue(lane.name, url=lab.server.url)) for _ in range(4)
+            await stack.enter_async_context(Queue(lane.queue.keys.prefix, url=lab.url)) for _ in range(4)
         ]
         for n in range(lab.size(20, 1_000)):
             key = f"key-{n}"

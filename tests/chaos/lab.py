@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import servers
+import setups
 from chaos.ledger import Ledger
 from chaos.verdict import SECRET, Tally, judge
 from helpers import until
@@ -276,6 +277,8 @@ class Lab:
         self.server_name = server
         self._server: servers.Server | None = None
         self._servers: list[servers.Server] = []
+        self._company: setups.Cluster | setups.Watched | None = None
+        self._companies: list[setups.Cluster | setups.Watched] = []
         self._names = itertools.count()
 
     @property
@@ -302,9 +305,31 @@ class Lab:
         """The scenario's server; started when first asked for, unless `serve` did it with arguments."""
         return self._server or self.serve()
 
+    @property
+    def rejoining(self) -> float:
+        """Seconds for which a Cluster's node that was restarted refuses everybody, by its own rule."""
+        return 2.0 if self.server_name == "cluster" else 0.0
+
+    async def in_service(self) -> None:
+        """Wait until the server, restarted, refuses nobody."""
+        if self.server_name == "cluster":
+            await until(lambda: setups.command(self.server, "CLUSTER INFO")["cluster_state"] == "ok")
+
+    @property
+    def url(self) -> str:
+        """Where queues are."""
+        server = self.server
+        return self._company.url if self._company else server.url
+
     def serve(self, *arguments: str) -> servers.Server:
-        """Start a server of the scenario's own; it is `server` from now on."""
+        """Start a server of the scenario's own; it is `server` from now on. Of several, it is the one with the keys."""
         place = self.directory / f"server-{len(self._servers)}"
+        if self.server_name in setups.NAMES:
+            kind = setups.Cluster if self.server_name == "cluster" else setups.Watched
+            self._company = kind(place, *arguments)
+            self._companies.append(self._company)
+            self._server = self._company.home
+            return self._server
         self._server = servers.start(self.server_name, place, *arguments)
         self._servers.append(self._server)
         return self._server
@@ -321,7 +346,9 @@ class Lab:
     async def lane(self, url: str | None = None, prefix: str = "{}") -> AsyncIterator[Lane]:
         """A queue of its own, on the server or where the URL leads; its prefix is its name, or holds that."""
         name = f"q{next(self._names)}"
-        url = url or self.server.url
+        url = url or self.url
+        if self.server_name == "cluster":
+            prefix = f"{setups.HOME}{prefix}".replace("{b}", "{{b}}")
         async with Queue[Any](prefix.format(name), url=url) as queue:
             lane = Lane(self, name, queue, url)
             try:
@@ -343,6 +370,8 @@ class Lab:
     def close(self) -> None:
         for server in self._servers:
             server.kill()
+        for company in self._companies:
+            company.stop()
 
 
 def _batched(ids: Sequence[str]) -> list[Sequence[str]]:

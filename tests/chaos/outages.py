@@ -188,7 +188,7 @@ async def _loses(lab: Lab, loss: Loss, *, everything: bool) -> None:
             await lane.queue.result(next_one, timeout=20)
             if not everything and (waiting := accepted - lane.ledger.ids("start")):
                 await until(lambda: waiting & lane.ledger.ids("start"), 20, "what waited going on")
-            lab.tally.recovered(time.monotonic() - began, 2.0 + 0.2)
+            lab.tally.recovered(time.monotonic() - began, 2.0 + 0.2 + lab.rejoining)
             lab.tally.runs += 1
             await lane.idle(60)
         await lane.judge(duplicates=repeats * IN_FLIGHT, at_risk=forgotten, counted=not everything, edited=True)

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import setups
 from chaos.lab import Lab, Nursery
+
+OF_ONE_SERVER = frozenset({
+    "killed_finish_sent", "stopped_at_bad_moments", "power_lost", "power_lost_always", "loading", "no_replicas",
+    "read_only", "half_open", "replies_dropped", "latency", "fragments", "resets", "denied", "distrusted",
+    "sentinel_crash", "sentinel_crash_confirmed", "sentinel_planned", "slot_moves", "slot_moves_whole", "cluster_crash",
+    "cluster_crash_confirmed", "cluster_planned", "against_its_model",
+})  # fmt: skip
+"""Faults that need a proxy, a file or a role of a server that stands alone, or that bring servers of their own."""
 
 Injection = Callable[[Lab], Awaitable[None]]
 
@@ -28,6 +37,14 @@ class Scenario(NamedTuple):
     """After so many, at full size, something hangs."""
     not_on: tuple[str, ...]
     """Servers that cannot be made to have this fault."""
+
+    def is_for(self, server: str) -> bool:
+        """Whether this server can be made to have this fault.
+
+        Several servers cannot where one of a kind is started for the fault, or reached through a proxy: they tell each
+        client the addresses of their own.
+        """
+        return server not in self.not_on and (server not in setups.NAMES or self.name not in OF_ONE_SERVER)
 
     def __str__(self) -> str:
         return f"{self.number}-{self.name}"

@@ -31,7 +31,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Row | None
     asked = [item.callspec.params["fault"] for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]
 
     def inject(fault: Scenario) -> Row | None:
-        if server in fault.not_on:
+        if not fault.is_for(server):
             return None
         return asyncio.run(scenario.run(fault, server, full=False))
 

@@ -21,7 +21,8 @@ async def ten_maintainers(lab: Lab) -> None:
     async with lab.lane() as lane, contextlib.AsyncExitStack() as stack, lab.server.client() as admin:
         await lane.enqueue(count, delay=0.2)
         queues = [
-            await stack.enter_async_context(Queue[dict[str, str]](lane.name, url=lab.server.url)) for _ in range(10)
+            await stack.enter_async_context(Queue[dict[str, str]](lane.queue.keys.prefix, url=lab.url))
+            for _ in range(10)
         ]
         policy = Worker(lane.queue).policy
         maintainers = [Maintenance(queue.transitions, f"m{n}", lab.lease, policy) for n, queue in enumerate(queues)]
@@ -148,6 +149,7 @@ async def down_for_longer_than_the_lease(lab: Lab) -> None:
             server.kill()
             await asyncio.sleep(1.5 * lab.lease)  # the fault's own length
             await asyncio.to_thread(server.start)
+            await lab.in_service()
             await lane.done(ids, 30)
             lab.tally.runs += 1
         await lane.judge()
