@@ -141,10 +141,15 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
+    return is_in_state(pid, "Z")  # its parent was killed, and nobody waits for it
+
+
+def is_in_state(pid: int, letter: str, unknown: bool = False) -> bool:
+    """As the kernel has it; `unknown` where it does not tell."""
     stat = Path(f"/proc/{pid}/stat")
     with contextlib.suppress(OSError):
-        return stat.read_text().rpartition(") ")[2].startswith("Z")  # its parent was killed, and nobody waits for it
-    return False
+        return stat.read_text().rpartition(") ")[2].startswith(letter)
+    return unknown
 
 
 async def states(queue: Queue[Any], ids: list[str]) -> list[tuple[str, int]]:
@@ -319,10 +324,12 @@ async def test_a_process_that_ends_before_it_hears_its_order(start: Start, tmp_p
     fleet = start(1)
     path = tmp_path / "pid"
     wait_until(lambda: path.exists() and path.read_text(), what="the module imported")
-    os.kill(int(path.read_text()), signal.SIGSTOP)
+    pid = int(path.read_text())
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: is_in_state(pid, "T", unknown=True), what="the process stopped")
     fleet.process.terminate()
     fleet.says("SIGTERM: stopping all processes")
-    os.kill(int(path.read_text()), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     assert fleet.end() == 0, fleet.log
     assert "Traceback" not in fleet.log
 
