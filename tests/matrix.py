@@ -223,7 +223,9 @@ def main(arguments: Sequence[str], run: Callable[[Cell, Sequence[str]], Outcome]
     parser = argparse.ArgumentParser(
         prog="make matrix", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--python", nargs="+", default=[], metavar="X.Y", help=f"of {', '.join(PYTHONS)}")
+    parser.add_argument(
+        "--python", nargs="+", default=[], choices=PYTHONS, metavar="X.Y", help=f"of {', '.join(PYTHONS)}"
+    )
     parser.add_argument(
         "--redis", nargs="+", default=[], metavar="VERSION", help=f"of redis-py, as {', '.join(CLIENTS)}"
     )

@@ -44,9 +44,10 @@ def test_the_options_choose(capsys):
     assert matrix.main(options, run) == 0
     assert tried == [(Cell("3.11", "8", "redis-8.2"), ["-k", "leases"])]
     assert "Python 3.11, redis-py 8, redis-8.2: passed, 1 s: 1 passed" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        matrix.main(["--server", "redis-1.0"], run)
-    assert ended.value.code == 2
+    for unknown in (["--server", "redis-1.0"], ["--python", "newest"]):
+        with pytest.raises(SystemExit) as ended:
+            matrix.main(unknown, run)
+        assert ended.value.code == 2
 
 
 # ---- interpreters
