@@ -11,7 +11,7 @@ from streams_queue.errors import ConfigurationError, InvalidMessage
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]{1,128}")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_SHARD = re.compile(r"\{([A-Za-z0-9_.:-]+):(?:0|[1-9]\d{0,3})\}")
+_SHARD = re.compile(r"\{([A-Za-z0-9_.:-]+):(0|[1-9]\d{0,3})\}")
 _TAG = re.compile(r"^[^{]*\{[^}]+\}")
 RESERVED_IDS = frozenset({"global_lock"})  # P:lock:global_lock is the lock of all old workers, not of a message
 
@@ -49,6 +49,12 @@ def name_of_sharded(prefix: str) -> str | None:
     """The name of the sharded queue whose shard has this prefix; None where it is no shard's."""
     match = _SHARD.fullmatch(prefix)
     return match[1] if match else None
+
+
+def number_of_shard(prefix: str) -> int | None:
+    """Which of its queue's shards has this prefix; None where it is no shard's."""
+    match = _SHARD.fullmatch(prefix)
+    return int(match[2]) if match else None
 
 
 def registry_prefix(name: str) -> str:

@@ -8,14 +8,14 @@ import msgspec
 
 from streams_queue.codec import value_in
 from streams_queue.connection import Connection
-from streams_queue.errors import ConfigurationError, InvalidMessage, NotFound
-from streams_queue.keys import Keys, registry_prefix, shard_prefix
+from streams_queue.errors import ConfigurationError, NotFound
+from streams_queue.keys import Keys, name_of_sharded, number_of_shard, registry_prefix, shard_prefix
 from streams_queue.listener import Listener
 from streams_queue.model import Payload
 from streams_queue.queue import Options, Queue
 from streams_queue.routing import MOST_SHARDS, made_id
 from streams_queue.settings import Settings
-from streams_queue.shards import Routing, Shards, together
+from streams_queue.shards import Routing, Shards, key_stays, together
 from streams_queue.transitions import Transitions
 
 
@@ -192,10 +192,8 @@ class ShardedQueue(Queue[Payload]):
         Raises:
             InvalidMessage: as for `Queue.update`; or the key is among the changes.
         """
-        if self.key in changes:
-            raise InvalidMessage(
-                f"{self.key!r} says in which shard a message is and cannot be changed: remove it, and enqueue another"
-            )
+        if self.key is not None and self.key in changes:
+            raise key_stays(self.key)
         return await super().update(id, changes)
 
     async def result(self, id: str, timeout: float | None = None) -> Any:
@@ -275,7 +273,7 @@ class ShardedQueue(Queue[Payload]):
 class NamedQueue(ShardedQueue[dict[str, Any]]):
     """The queue that bears a name, for who looks at it from outside: with shards where its server knows of some.
 
-    One without shards is on the first server.
+    One without shards is on the first server, one shard alone on its own.
     """
 
     def __init__(self, prefix: str, *, url: str | Sequence[str] | None = None) -> None:
@@ -287,19 +285,35 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
 
     async def _find_shards(self) -> None:
         self.keys = self._name
-        registry = None if self.keys.has_hash_tag else await self._registry()
+        registry = None if self.keys.has_hash_tag else await self._registry(self.keys.prefix)
         if registry is None:
             self.shards, self.key = (), None
             self.keys = Keys(self.settings.prefix(self.keys.prefix))
-            self.use(self.connection)
+            self.use(await self._own_connection())
         else:
             self.key = registry.key
             registry.require(self.keys.prefix, registry.shards, self.key, len(self.servers))
             self._use_shards(registry)
 
-    async def _registry(self) -> Registry | None:
+    async def _own_connection(self) -> Connection:
+        """To the server that has this queue: where it is one shard of another, not always the first.
+
+        Raises:
+            ConfigurationError: it is on a server that was not named.
+        """
+        name, number = name_of_sharded(self.keys.prefix), number_of_shard(self.keys.prefix)
+        registry = None if name is None else await self._registry(name)
+        if name is None or number is None or registry is None or number % registry.servers == 0:
+            return self.connection
+        registry.require(name, registry.shards, registry.key, len(self.servers))
+        await self.connection.close()
+        connection = Connection(self.servers[number % len(self.servers)])
+        await connection.open()
+        return connection
+
+    async def _registry(self, name: str) -> Registry | None:
         try:
-            return await Registry.read(self.connection, self.keys.prefix)
+            return await Registry.read(self.connection, name)
         except ConfigurationError:  # who may not look at it, or finds another program's key, has no sharded queue
             return None
 
@@ -319,8 +333,8 @@ async def shares_of(servers: Sequence[Settings], prefixes: Sequence[str]) -> lis
     shares: list[list[str]] = [[] for _ in servers]
     for prefix in prefixes:
         async with NamedQueue(prefix, url=[settings.url for settings in servers]) as queue:
-            for number, shard in enumerate(queue.shards or [queue]):
-                shares[number % len(servers)].append(shard.keys.prefix)
+            for shard in queue.shards or [queue]:
+                shares[queue.servers.index(shard.connection.settings)].append(shard.keys.prefix)
     return shares
 
 

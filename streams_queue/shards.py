@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 import msgspec
 
 from streams_queue.answers import Enqueued, Examined, NewMessage, Oldest, Page, Place, Refused, Working
-from streams_queue.codec import Fields, value_in
+from streams_queue.codec import Fields, field_of, value_in
 from streams_queue.connection import Connection
-from streams_queue.errors import ConfigurationError
+from streams_queue.errors import ConfigurationError, InvalidMessage
 from streams_queue.keys import Keys, registry_prefix
 from streams_queue.limits import Limits, Rate
 from streams_queue.model import Priority, Stats, Status
@@ -109,7 +109,14 @@ class Shards(Transitions):
         return (await self._of_ids([id], update, bool))[0]
 
     async def amend(self, id: str, died: float, fields: Sequence[bytes], removed: Sequence[bytes]) -> str:
-        """As `Transitions.amend`."""
+        """As `Transitions.amend`.
+
+        Raises:
+            InvalidMessage: what the message goes by is among the changes.
+        """
+        key = self.routing.key
+        if key is not None and field_of(key).encode() in {*fields[::2], *removed}:
+            raise key_stays(key)
 
         async def amend(shard: Transitions, _: list[str]) -> list[str]:
             return [await shard.amend(id, died, fields, removed)]
@@ -232,6 +239,13 @@ class Shards(Transitions):
             for place, answer in zip(groups[shard], reply, strict=True):
                 answers[place].append(answer)
         return answers
+
+
+def key_stays(key: str) -> InvalidMessage:
+    """What to raise where somebody would change what a message goes by."""
+    return InvalidMessage(
+        f"{key!r} says in which shard a message is and cannot be changed: remove it, and enqueue another"
+    )
 
 
 async def together(asked: Iterable[Awaitable[T]]) -> list[T]:

@@ -105,6 +105,27 @@ async def test_several_servers(run, server, private, prefix):
         assert "on 2 servers, 1 were named" in err
 
 
+async def test_one_shard_on_another_server(run, server, private, prefix):
+    other = private()
+    both = f"{server.url} {other.url}"
+    async with ShardedQueue(prefix, shards=4, url=[server.url, other.url]) as queue:
+        await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(40)])
+        for shard in queue.shards:
+            assert run("stats", "--json", "--prefix", shard.keys.prefix, "--url", both).json["main"] == (
+                await shard.length()
+            )
+        one = queue.shards[1]
+        run("pause", "--prefix", one.keys.prefix, "--url", both)
+        assert (await one.stats()).paused
+        code, _, err = run("stats", "--prefix", one.keys.prefix, "--url", server.url)
+        assert code == 2
+        assert "on 2 servers, 1 were named" in err
+        assert run("stats", "--prefix", queue.shards[0].keys.prefix, "--url", server.url).code == 0
+        found = json.loads(run("doctor", "--prefix", one.keys.prefix, "--url", both, "--json").out)
+        workers = next(check for check in found if check["check"] == "workers")
+        assert f"wait: {await one.length()}" in workers["reason"]
+
+
 async def test_the_exporter(start, queue, prefix):
     await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(12)])
     process = start("exporter", "--port", "0")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dashboard.conftest import seen
+from dashboard.test_api import Caller
 from helpers import work
 from streams_queue import Queue, Reject, ShardedQueue
 from streams_queue.connection import Connection
@@ -68,6 +69,18 @@ async def test_pause_dead_letters_and_their_change(queue, opened, prefix):
     assert not (await queue.stats()).paused
     page = seen((await browser.get(f"/queues/{prefix}/dead")).text)
     assert "no stock" in page
+
+
+async def test_what_a_dead_letter_goes_by_stays(queue, opened, prefix):
+    receipt = await queue.enqueue({"user_id": "u1", "n": 1})
+    await work(queue, fail)
+    await queue.open()
+    api = Caller(await opened(), prefix)
+    for data in ({"user_id": "u2", "n": 1}, {"n": 1}):
+        refused = await api.post("/dead-letters/amend", {"id": receipt.id, "data": data}, 422)
+        assert "'user_id' says in which shard" in refused["detail"]
+    await api.post("/dead-letters/amend", {"id": receipt.id, "data": {"user_id": "u1", "n": 2}})
+    assert (await queue.get(receipt.id)).data == {"user_id": "u1", "n": 2}
 
 
 async def test_its_metrics(queue, opened, prefix):
