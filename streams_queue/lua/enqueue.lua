@@ -83,9 +83,11 @@ local function write_body(message, words)
   if message.ttl ~= '' then arm_body(message.id, message.ttl, message.delay) end
 end
 
+local some_parked
 local function accept(message, now, stamp)
   local due = message.delay > 0 and now + message.delay or next_score(now)
   local status = message.delay > 0 and 'scheduled' or 'queued'
+  if some_parked then drop_parked(message.id) end
   local entry = get_in(message, due)
   if message.marker then call('DEL', done_key(message.id)) end
   if message.known then
@@ -109,6 +111,7 @@ end
 
 -- What the queue declines: more unfinished messages than there is room for, and what finds one of its buckets empty. What
 -- one limit refuses costs nothing of the others, and a duplicate never comes here.
+local MOST_MESSAGES = 1000000000
 local room, buckets, bucket_keys = math.huge, {}, {}
 
 local function value_of(message, field)
@@ -129,8 +132,8 @@ end
 
 -- All buckets are read before the first write: where one is out of reach (a Cluster slot on its way), nothing is written.
 local function read_limits(messages, now)
-  local most, field = tonumber(agreed('limit_max_length')), agreed('limit_key')
-  if most and most > 0 then room = most - call('ZCARD', MAIN) - call('ZCARD', RETRY) - call('ZCARD', SCHEDULED) end
+  local most, field = whole_limit('limit_max_length', MOST_MESSAGES), agreed('limit_key')
+  if most then room = most - call('ZCARD', MAIN) - call('ZCARD', RETRY) - call('ZCARD', SCHEDULED) end
   local rate, key_rate = rate_of(agreed('limit_accept')), field and rate_of(agreed('limit_accept_per_key'))
   if not rate and not key_rate then return end
   for _, message in ipairs(messages) do
@@ -196,6 +199,7 @@ while a <= last do
 end
 markers = call('MGET', unpack(markers))
 local some_known = call('EXISTS', unpack(bodies)) > 0  -- nearly always all ids are new
+some_parked = call('EXISTS', PARKED) == 1
 local limited = agreed('limit_max_length') or agreed('limit_accept') or agreed('limit_accept_per_key')
 if limited then read_limits(messages, now) end
 for i, message in ipairs(messages) do

@@ -19,12 +19,15 @@ if wrong then return wrong end
 local now, next_cursor = server_time(), ''
 begin_mending(now, ARGV[3], ARGV[4])
 
--- Who was taken out of main by hand, entry and all, is still in a line of priorities.
+-- Who was taken out of main by hand, entry and all, is still in a line of priorities, or parked.
 local function leave_lines()
   for _, line in pairs(LINES) do
     for _, id in ipairs(call('ZRANGE', line, 0, limit - 1)) do
       if not call('ZSCORE', MAIN, id) then call('ZREM', line, id) end
     end
+  end
+  for _, id in ipairs(call('ZRANGE', PARKED, 0, limit - 1)) do
+    if not call('ZSCORE', MAIN, id) then drop_taken_from(id) end
   end
 end
 

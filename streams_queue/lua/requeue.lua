@@ -22,6 +22,7 @@ local function requeue(id)
     return 'expired'
   end
   local score = next_score(now)
+  drop_parked(id)
   local entry = join_line(id, letter_of(body), score)
   call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
   restart(id, body, dedup_expiry)

@@ -247,6 +247,91 @@ async def test_a_parked_message_can_be_removed(queue: Queue):
     assert await everything(queue) == ["c"]
 
 
+async def test_parked_ones_are_found_when_another_field_tells_keys_apart(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", "c", user_id="u1", chat="7")
+    (lease,) = await queue.claim("w1", 10)
+    await queue.transitions.limit(Limits(key="chat", concurrency_per_key=1))
+    await queue.complete(lease)
+    while (await queue.upkeep("w1")).more_due:
+        pass
+    (lease,) = await queue.claim("w2", 10)
+    assert lease.id == "b"
+    assert await queue.transitions.complete("w2", [(lease, b"")], result_ttl=1) == ["completed"]
+    assert await everything(queue) == ["c"]
+
+
+@pytest.mark.parametrize("lost", ["deleted", "a text"])
+async def test_parked_ones_are_found_when_the_list_of_their_key_is_lost(queue: Queue, lost: str):
+    """Somebody deleted it, or it ended after a week in which nobody came."""
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", "c", user_id="u1")
+    (lease,) = await queue.claim("w1", 10)
+    await queue.redis.delete(queue.keys.parked_of(U1))
+    if lost == "a text":
+        await queue.redis.set(queue.keys.parked_of(U1), "oops", px=60_000)
+    await queue.complete(lease)
+    await queue.full_pass()
+    assert await everything(queue) == ["b"]
+
+
+async def test_a_parked_message_that_was_taken_out_and_is_on_no_list_leaves_nothing(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    (lease,) = await queue.claim("w1", 10)
+    await queue.redis.zrem(queue.keys.main, "b")
+    await queue.redis.delete(queue.keys.message("b"), queue.keys.parked_of(U1))
+    await queue.complete(lease)
+    await queue.full_pass()
+    assert not {"stream", "parked"} & set(await queue.table())
+
+
+async def test_a_parked_message_whose_body_ran_out_can_be_removed(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    await queue.claim("w1", 10)
+    await queue.redis.delete(queue.keys.message("b"))
+    assert await queue.transitions.remove(["b"]) == [True]
+    assert (await queue.table())["stream"] == {"a": "w1"}
+
+
+async def test_a_parked_message_whose_body_ran_out_comes_again(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    await queue.claim("w1", 10)
+    await queue.redis.delete(queue.keys.message("b"))
+    await queue.enqueue("b", user_id="u1")
+    assert await queue.redis.xlen(queue.keys.streams["n"]) == 2
+
+
+@pytest.mark.parametrize("at_once", ["0", "-1", "0.5", "nan", "many"])
+async def test_a_number_at_once_that_somebody_wrote_wrongly_is_none(queue: Queue, at_once: str):
+    await queue.redis.hset(queue.keys.meta, mapping={"limit_key": "user_id", "limit_concurrency_per_key": at_once})
+    await queue.enqueue("a", "b", user_id="u1")
+    assert await ids(queue) == ["a", "b"]
+
+
+async def test_a_parked_message_that_somebody_moved_leaves_no_entry_behind(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    await queue.claim("w1", 10)
+    await queue.redis.zrem(queue.keys.main, "b")
+    await queue.redis.zadd(queue.keys.retry, {"b": 1.0})
+    await queue.transitions.promote()
+    assert await queue.redis.xlen(queue.keys.streams["n"]) == 2
+
+
+async def test_a_parked_message_that_was_taken_out_gets_an_end(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    (lease,) = await queue.claim("w1", 10)
+    await queue.redis.zrem(queue.keys.main, "b")
+    await queue.redis.persist(queue.keys.message("b"))
+    await queue.complete(lease)
+    assert 0 < await queue.redis.ttl(queue.keys.message("b")) <= 3600
+    assert not {"stream", "parked"} & set(await queue.table())
+
+
 async def test_parked_ones_count_as_waiting(queue: Queue):
     await queue.transitions.limit(IN_ORDER)
     await queue.enqueue("a", "b", "c", user_id="u1")

@@ -68,6 +68,7 @@ end
 local function end_message(id, body, status, token, result, ttl)
   local letter, entry = letter_of(body), live_entry(body)
   if entry then append(ending.entries[letter], entry) end
+  if not body then drop_parked(id) end
   append(ending.ids, id)
   append(ending.keys, message_key(id), lock_key(id))
   local marker = status .. '\n' .. (token or '') .. '\n' .. (result or '')

@@ -11,6 +11,12 @@ local function rate_of(text)
   end
 end
 
+-- A limit that is a whole number; nil for anything else, which is no limit.
+local function whole_limit(name, most)
+  local limit = tonumber(string.match(agreed(name) or '', '^%d+$'))
+  return limit and limit > 0 and limit <= most and limit or nil
+end
+
 -- In how many seconds a bucket will be full, from what its key holds. A period at most: it may have been longer before, and
 -- somebody may have written there.
 local function owed_of(rate, full_at, now)

@@ -10,6 +10,7 @@ local function promote_due(now, limit)
       count('outside_two_places')
     else
       local score = next_score(now)
+      drop_parked(id)
       local entry = join_line(id, letter_of(body), score)
       call('HSET', message_key(id), 'status', 'queued', '_sq_entry', entry)
       if body._sq_ttl or body._sq_types then arm_body(id, body._sq_ttl) end  -- an old producer's hash keeps its own

@@ -14,7 +14,8 @@ local function key_of(body)
 end
 local function of_key(kind, key) return PREFIX .. ':' .. kind .. ':' .. key end
 
-local function at_once() return agreed('limit_key') and tonumber(agreed('limit_concurrency_per_key')) end
+local MOST_AT_ONCE = 1000
+local function at_once() return agreed('limit_key') and whole_limit('limit_concurrency_per_key', MOST_AT_ONCE) end
 
 local function enter_turns(body, id, score)
   local key = at_once() and key_of(body)
@@ -65,6 +66,14 @@ local function first_parked(key)
   return not failed(first) and first[1] or nil
 end
 
+-- Whether the message is on the list of its key now: somebody may have made that a text.
+local function list_parked(key, id)
+  local parked = of_key('parked', key)
+  if failed(try('ZADD', parked, call('ZSCORE', MAIN, id), id)) then return false end
+  call('EXPIRE', parked, KEY_TTL)
+  return true
+end
+
 local function wake_at(key, time) call('ZADD', WAKE, 'LT', seconds(time), key) end
 
 -- P:parked has the time at which the message came into line, in milliseconds, as its entry says it. XACK comes first: it
@@ -72,8 +81,7 @@ local function wake_at(key, time) call('ZADD', WAKE, 'LT', seconds(time), key) e
 local function park(letter, entry, id, key, wake)
   call('XACK', STREAMS[letter], GROUP, entry)
   call('ZADD', PARKED, string.match(entry, '^%d+'), id)
-  local parked = of_key('parked', key)
-  if not failed(try('ZADD', parked, call('ZSCORE', MAIN, id), id)) then call('EXPIRE', parked, KEY_TTL) end
+  list_parked(key, id)
   call('HSET', message_key(id), '_sq_entry', letter .. entry)
   if wake then wake_at(key, wake) end
 end
@@ -82,7 +90,8 @@ local function is_parked(id, body)
   return call('ZSCORE', PARKED, id) and entry_exists(letter_of(body), live_entry(body))
 end
 
--- The entry of a parked message whose body is gone, and knew it: nobody else will ever meet it.
+-- The entry of a parked message whose body is gone, and knew it, or that is put into line anew: nobody else will ever
+-- meet it.
 local function drop_parked(id)
   local came = call('ZSCORE', PARKED, id)
   if not came then return end
@@ -91,6 +100,13 @@ local function drop_parked(id)
       if entry[2][2] == id then call('XDEL', stream, entry[1]) end
     end
   end
+  call('ZREM', PARKED, id)
+end
+
+-- The same of one that somebody took out of main.
+local function drop_taken_from(id)
+  drop_parked(id)
+  bound_orphan(id)
 end
 
 -- Whether entries wait that nobody was given so far. Then no worker sleeps in a blocking read: what is unparked belongs
@@ -129,9 +145,9 @@ local function wake_parked(key, now)
     local id = first_parked(key)
     if not id then return end
     local body = read_body(id)
-    if not body or not call('ZSCORE', MAIN, id) then
-      drop_parked(id)
-      call('ZREM', PARKED, id)
+    local stands = call('ZSCORE', MAIN, id)
+    if not body or not stands then
+      if stands then drop_parked(id) else drop_taken_from(id) end
       try('ZREM', of_key('parked', key), id)
     elseif is_turn(key, body, id) then
       unpark(id, body, key)
@@ -143,10 +159,12 @@ local function wake_parked(key, now)
   if first_parked(key) then wake_at(key, next_at) end
 end
 
--- Whoever looks through all messages unparks what nothing else would: as after limits were changed, or P:wake deleted.
+-- Whoever looks through all messages unparks what nothing else would: as after limits were changed (it may have another
+-- key now), or P:wake or the list of its key deleted, which also ends after a week in which nobody came.
 local function look_at_parked(id, body, now)
+  if not call('ZSCORE', MAIN, id) then return drop_taken_from(id) end
   local key = key_of(body)
-  if key then wake_parked(key, now) else unpark(id, body) end
+  if key and list_parked(key, id) then wake_parked(key, now) else unpark(id, body) end
 end
 
 -- A message is in line no more: the next of its key has its turn.
