@@ -332,6 +332,18 @@ async def test_a_parked_message_that_was_taken_out_gets_an_end(queue: Queue):
     assert not {"stream", "parked"} & set(await queue.table())
 
 
+async def test_a_key_of_before_that_is_due_wakes_its_messages(queue: Queue):
+    await queue.transitions.limit(Limits(key="user_id", work_per_key=Rate(1, per=60)))
+    await queue.enqueue("a", "b", user_id="u1", chat="7")
+    (lease,) = await queue.claim("w1", 10)
+    await queue.complete(lease)
+    await queue.redis.hset(queue.keys.meta, mapping={"limit_key": "chat", "limit_concurrency_per_key": "1"})
+    await queue.redis.hdel(queue.keys.meta, "limit_work_per_key")
+    await queue.redis.zadd(queue.keys.wake, {U1: 1.0})
+    await queue.transitions.promote()
+    assert await everything(queue) == ["b"]
+
+
 async def test_parked_ones_count_as_waiting(queue: Queue):
     await queue.transitions.limit(IN_ORDER)
     await queue.enqueue("a", "b", "c", user_id="u1")
