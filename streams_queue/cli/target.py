@@ -38,6 +38,11 @@ def _imported(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ConfigurationError as error:
         raise ConfigurationError(f"module {name}: {error}") from None
+    except SystemExit as error:
+        raise ConfigurationError(
+            f"module {name} ends the process while it is imported (exit code {error.code!r:.200}): put what only a "
+            "program does below `if __name__ == '__main__':`"
+        ) from None
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ConfigurationError(

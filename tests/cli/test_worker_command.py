@@ -258,6 +258,13 @@ def test_a_module_that_cannot_be_imported_shows_why(start):
     assert log.endswith("error: module broken cannot be imported: see the traceback above\n")
 
 
+def test_a_module_that_ends_the_process(start, folder):
+    (folder / "script.py").write_text("import sys\nsys.exit(0)\n")
+    code, log = end(start("script:worker", REDIS_URL="redis://127.0.0.1:1"))
+    assert code == 2
+    assert log.startswith("error: module script ends the process while it is imported (exit code 0)")
+
+
 def test_a_worker_without_a_handler(start):
     code, log = end(start("jobs:idle", REDIS_URL="redis://127.0.0.1:1"))
     assert code == 2
