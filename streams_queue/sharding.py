@@ -48,7 +48,8 @@ class Registry(NamedTuple):
         if not fields:
             return None
         try:
-            shards, servers, version = (int(fields[field]) for field in ("count", "servers", "version"))
+            shards, servers = _within(fields["count"], MOST_SHARDS), _within(fields["servers"], MOST_SHARDS)
+            version = int(fields["version"])
             return cls(shards, fields["key"].decode() or None, servers, version)
         except (KeyError, ValueError) as error:
             raise ConfigurationError(
@@ -344,6 +345,12 @@ def _count(shards: Any) -> int | None:
     if type(shards) is not int or not 1 <= shards <= MOST_SHARDS:
         raise ConfigurationError(f"shards={shards!r:.200} is not a whole number from 1 to {MOST_SHARDS}")
     return shards
+
+
+def _within(number: bytes, most: int) -> int:
+    if not 1 <= int(number) <= most:
+        raise ValueError(f"{int(number)} is not from 1 to {most}")
+    return int(number)
 
 
 def _key(key: Any, payload: Any) -> str | None:

@@ -576,11 +576,21 @@ async def test_nothing_was_decided(server, prefix, redis):
 
 
 @pytest.mark.leaks("another program's key")
-@pytest.mark.parametrize("fields", [{"x": "y"}, {"count": "many", "servers": "1", "version": "1", "key": ""}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x": "y"},
+        {"count": "many", "servers": "1", "version": "1", "key": ""},
+        {"count": "0", "servers": "1", "version": "1", "key": "user_id"},
+        {"count": "1025", "servers": "1", "version": "1", "key": "user_id"},
+        {"count": "4", "servers": "0", "version": "1", "key": "user_id"},
+    ],
+)
 async def test_the_registry_is_another_programs(server, prefix, redis, fields):
     await redis.hset(f"{{{prefix}}}:shards", mapping=fields)
-    with pytest.raises(ConfigurationError, match="holds no registry of shards"):
-        await ShardedQueue(prefix, url=server.url).open()
+    for shards in (16, None):
+        with pytest.raises(ConfigurationError, match="holds no registry of shards"):
+            await ShardedQueue(prefix, shards=shards, url=server.url).open()
     await redis.delete(f"{{{prefix}}}:shards")
     await redis.set(f"{{{prefix}}}:shards", "x")
     with pytest.raises(ConfigurationError, match="belongs to another program"):
