@@ -42,6 +42,15 @@ class Refused(NamedTuple):
     retry_after: float | None
 
 
+class Outdated(NamedTuple):
+    """What `enqueue` answers for a message that goes by this version of the number of shards; there is a newer one."""
+
+    version: int
+
+
+Answered = Enqueued | Refused | Outdated
+
+
 class Delivery(NamedTuple):
     """A message handed to a consumer: its lease and its hash."""
 

@@ -1,13 +1,21 @@
 """A crew: workers of all shards of one queue, which share the slots of the one worker that they make up."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol
 
 import anyio
+import anyio.abc
 
+from streams_queue.errors import QueueUnavailable
 from streams_queue.model import Payload
 from streams_queue.queue import Queue
+
+logger = logging.getLogger(__name__)
+
+LOOKS = 0.5
+"""Seconds between two looks at which shards there are."""
 
 
 class Member(Protocol):
@@ -23,7 +31,7 @@ class Member(Protocol):
 
 
 class Crew(Generic[Payload]):
-    """Takes from all shards of a queue: each has its own member.
+    """Takes from all shards of a queue: each has its own member, which comes and goes with it.
 
     A member that fails has all stop, in order: what the others hold is finished within the grace period.
 
@@ -39,27 +47,64 @@ class Crew(Generic[Payload]):
         self._hire = hire
         self._stopping = stopping
         self._grace = grace
+        self._members: dict[Queue[Payload], Member] = {}
+        self._began = False
         self.error: Exception | None = None
         """The first that a member failed with."""
 
-    async def work(self, shards: Sequence[Queue[Payload]], *, burst: bool) -> None:
-        """Return when all members are done."""
-        members = [self._hire(shard) for shard in shards]
+    async def work(self, shards: Callable[[], Sequence[Queue[Payload]]], *, burst: bool) -> None:
+        """Return when all members are done.
+
+        Args:
+            shards: those that there are now.
+            burst: end when there is nothing left to do.
+        """
         async with anyio.create_task_group() as beside:
-            beside.start_soon(self._stop, members)
             async with anyio.create_task_group() as working:
-                for member in members:
-                    working.start_soon(self._run, member, burst)
+                self._follow(shards(), working, burst)
+                self._began = True
+                beside.start_soon(self._keep_following, shards, working, burst)
+                beside.start_soon(self._stop)
             beside.cancel_scope.cancel()
 
-    async def _run(self, member: Member, burst: bool) -> None:
+    def _follow(self, shards: Sequence[Queue[Payload]], working: anyio.abc.TaskGroup, burst: bool) -> None:
+        for shard in shards:
+            if shard not in self._members:
+                member = self._members[shard] = self._hire(shard)
+                working.start_soon(self._run, shard, member, burst, self._began)
+        for shard, member in self._members.items():
+            if shard not in shards:
+                member.stop(self._grace())
+
+    async def _keep_following(
+        self, shards: Callable[[], Sequence[Queue[Payload]]], working: anyio.abc.TaskGroup, burst: bool
+    ) -> None:
+        while self._members:  # without any, all is over
+            if not self._stopping.is_set():
+                self._follow(shards(), working, burst)
+            await asyncio.sleep(LOOKS)
+
+    async def _run(self, shard: Queue[Payload], member: Member, burst: bool, later: bool) -> None:
         try:
             await member.run(burst=burst)
+        except QueueUnavailable as error:
+            if later:
+                logger.warning(
+                    "shard %s is not worked on yet: %s", shard.keys.prefix, error
+                )  # the next look tries again
+            else:
+                self._fail(error)
         except Exception as error:  # noqa: BLE001  (to be raised when all have stopped)
-            self.error = self.error or error
-            self._stopping.set()
+            self._fail(error)
+        finally:
+            if not burst:  # else it has done what there was to do
+                del self._members[shard]
 
-    async def _stop(self, members: Sequence[Member]) -> None:
+    def _fail(self, error: Exception) -> None:
+        self.error = self.error or error
+        self._stopping.set()
+
+    async def _stop(self) -> None:
         await self._stopping.wait()
-        for member in members:
+        for member in self._members.values():
             member.stop(self._grace())

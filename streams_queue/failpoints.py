@@ -11,7 +11,16 @@ from collections.abc import Mapping
 
 VARIABLE = "STREAMS_QUEUE_FAILPOINTS"
 
-NAMES = ("after_read", "before_handler", "mid_handler", "before_finish", "after_finish", "mid_sweep", "mid_promote")
+NAMES = (
+    "after_read",
+    "before_handler",
+    "mid_handler",
+    "before_finish",
+    "after_finish",
+    "mid_sweep",
+    "mid_promote",
+    "mid_reshard",
+)
 """`mid_handler` is for a test's handler to hit, the others stand in the engine."""
 
 _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

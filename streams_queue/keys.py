@@ -98,6 +98,7 @@ class Keys:
         self.accepts = f"{prefix}:accept"
         self.global_lock = f"{prefix}:lock:global_lock"
         self.registry = f"{prefix}:shards"
+        self.resharder = f"{prefix}:resharder"
         self.house = [
             self.main, self.retry, self.scheduled, self.dlq, *self.streams.values(), self.stats, self.meta, self.lost,
             *self.lines.values(), self.bodiless, self.parked, self.wake,
@@ -120,6 +121,14 @@ class Keys:
     def done(self, id: str) -> str:
         """What is left of a finished message."""
         return f"{self.prefix}:done:{id}"
+
+    def arriving(self, id: str) -> str:
+        """The body of a message that comes from another shard, until it has left that."""
+        return f"{self.prefix}:arriving:{id}"
+
+    def moved(self, id: str) -> str:
+        """The proof that a message has left for another shard."""
+        return f"{self.prefix}:moved:{id}"
 
     def slot(self, unique_key: str) -> str:
         """The dedup slot: MD5 of the key in UTF-8, as the documented queue computes it (not for security)."""

@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from streams_queue import tracing
-from streams_queue.answers import Enqueued, NewMessage, Refused
+from streams_queue.answers import Answered, Enqueued, NewMessage, Outdated, Refused
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec, text
 from streams_queue.connection import Connection
@@ -33,7 +33,7 @@ from streams_queue.listener import REREAD, Event, Listener
 from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
 from streams_queue.refusals import rejection
 from streams_queue.settings import Settings
-from streams_queue.transitions import Transitions
+from streams_queue.transitions import Resharded, Transitions
 
 RESULT_LIMIT = 64 << 10
 """Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""
@@ -439,18 +439,23 @@ class Queue(Generic[Payload]):
     async def _accept(self, batcher: "_Enqueues", message: NewMessage) -> tuple[Enqueued, int]:
         return self._accepted(await batcher.submit(message))
 
-    def _accepted(self, answer: tuple[Enqueued | Refused, int]) -> tuple[Enqueued, int]:
+    def _accepted(self, answer: tuple[Answered, int]) -> tuple[Enqueued, int]:
+        if isinstance(answer[0], Outdated):
+            raise Resharded(f"queue {self.keys.prefix!r} has another number of shards by now", answer[0].version)
         if isinstance(answer[0], Refused):
             raise rejection(self.keys.prefix, answer[0])
         return cast("tuple[Enqueued, int]", answer)
 
     async def _accept_all(self, messages: Sequence[NewMessage], *, replicas: int) -> list[Receipt]:
-        answers = await self._send(messages, replicas=replicas, in_order=True)
+        answers = [
+            row if isinstance(row[0], Refused) else self._accepted(row)
+            for row in await self._send(messages, replicas=replicas, in_order=True)
+        ]
         refused = next((answer for answer, _ in answers if isinstance(answer, Refused)), None)
         accepted = answers if refused is None else [row for row in answers if isinstance(row[0], Enqueued)]
         unconfirmed = self._unconfirmed(replicas, cast("list[tuple[Enqueued, int]]", accepted))
         receipts = [
-            None if isinstance(answer, Refused) else _receipt(answer, own_id=new.id)
+            _receipt(answer, own_id=new.id) if isinstance(answer, Enqueued) else None
             for (answer, _), new in zip(answers, messages, strict=True)
         ]
         if refused is not None:
@@ -467,7 +472,7 @@ class Queue(Generic[Payload]):
 
     async def _send(
         self, messages: Sequence[NewMessage], *, replicas: int, in_order: bool = False
-    ) -> Sequence[tuple[Enqueued | Refused, int]]:
+    ) -> Sequence[tuple[Answered, int]]:
         return await self.transitions.enqueue_on_replicas(
             messages, dedup_expiry=self.dedup_expiry, replicas=replicas, in_order=in_order
         )
@@ -533,7 +538,7 @@ class DeadLetters(Generic[Payload]):
         return (await self._queue.transitions.remove([id], only_dead=True))[0]
 
 
-_Enqueues = Batcher[NewMessage, tuple[Enqueued | Refused, int]]
+_Enqueues = Batcher[NewMessage, tuple[Answered, int]]
 
 
 def _uuids(count: int) -> list[str]:

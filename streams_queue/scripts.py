@@ -34,7 +34,7 @@ class Script(NamedTuple):
 
 
 ENQUEUE = Script(
-    "enqueue", ("dedup_expiry", "index_users", "replicas", "in_order", "anew"),
+    "enqueue", ("dedup_expiry", "index_users", "replicas", "in_order", "anew", "shards_version"),
     ("id", "priority", "delay", "at", "ttl", "listener", "deduplicated", "count"), ("message", "done", "slot"),
 )  # fmt: skip
 CLAIM = Script("claim", ("consumer", "lock_ms", "max_messages", "max_bytes", "alone"), idempotent=False)
@@ -76,13 +76,14 @@ AMEND = Script("amend", ("id", "died", "removed"), keys=("message",))
 LIMIT = Script("limit")
 LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
+KNOWN = Script("known", ("id", "deduplicated"), keys=("message", "done", "slot"))
 REGISTER = Script("register", ("count", "key", "servers"), keys=("registry",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE,
     PRIORITISE, RECONCILE,
     UPKEEP, JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
-    AMEND, LIMIT, LOCK, UNLOCK, REGISTER,
+    AMEND, LIMIT, LOCK, UNLOCK, KNOWN, REGISTER,
 )  # fmt: skip
 
 

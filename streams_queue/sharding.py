@@ -1,6 +1,9 @@
 """One queue over many: its messages spread over shards by a key, on one server or several."""
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, Unpack, overload
 
 import anyio
@@ -8,15 +11,23 @@ import msgspec
 
 from streams_queue.codec import value_in
 from streams_queue.connection import Connection
-from streams_queue.errors import ConfigurationError, NotFound
-from streams_queue.keys import Keys, name_of_sharded, number_of_shard, registry_prefix, shard_prefix
+from streams_queue.errors import ConfigurationError, NotFound, QueueUnavailable, StreamsQueueError
+from streams_queue.keys import Keys, name_of_sharded, number_of_shard, registry_prefix, shard_prefix, valid_id
 from streams_queue.listener import Listener
-from streams_queue.model import Payload
+from streams_queue.model import Payload, Priority, Receipt
 from streams_queue.queue import Options, Queue
 from streams_queue.routing import MOST_SHARDS, made_id
 from streams_queue.settings import Settings
 from streams_queue.shards import Routing, Shards, key_stays, together
-from streams_queue.transitions import Transitions
+from streams_queue.transitions import Resharded, Transitions
+
+logger = logging.getLogger(__name__)
+
+FOLLOWS = 2.0
+"""Seconds between two looks at the number of shards."""
+
+_PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds after looks at a registry that does not yet say what a shard knows: it fell back behind, as by a failover."""
 
 
 class Registry(NamedTuple):
@@ -27,6 +38,10 @@ class Registry(NamedTuple):
     servers: int
     version: int
     """Goes up with each change of the number of shards."""
+    former: int | None = None
+    """How many shards there were before their number was last changed."""
+    moving: bool = False
+    """Whether messages are still being moved to where they belong."""
 
     @classmethod
     async def read(cls, connection: Connection, name: str) -> "Registry | None":
@@ -50,7 +65,8 @@ class Registry(NamedTuple):
         try:
             shards, servers = _within(fields["count"], MOST_SHARDS), _within(fields["servers"], MOST_SHARDS)
             version = int(fields["version"])
-            return cls(shards, fields["key"].decode() or None, servers, version)
+            former = _within(fields["former"], MOST_SHARDS) if "former" in fields else None
+            return cls(shards, fields["key"].decode() or None, servers, version, former, "moving" in fields)
         except (KeyError, ValueError) as error:
             raise ConfigurationError(
                 f"the key {registry_prefix(name)}:shards holds no registry of shards ({error!r}): is it another "
@@ -63,7 +79,7 @@ class Registry(NamedTuple):
         Raises:
             ConfigurationError: it is not; names both, and the remedy.
         """
-        if shards != self.shards:
+        if shards != self.shards and not (self.moving and shards == self.former):
             raise ConfigurationError(
                 f"queue {name!r} has {self.shards} shards, {shards} were asked for: say that (or None), or "
                 f"change their number with `streams-queue reshard --prefix {name}`"
@@ -144,7 +160,10 @@ class ShardedQueue(Queue[Payload]):
         """Each of them a queue; empty until this one is open."""
         self.key = _key(key, payload)
         self._asked = _count(shards)
-        self._routing: Routing | None = None
+        self._agreement: Registry | None = None
+        self._all_shards: list[Queue[Payload]] = []  # those included that are not in use any more
+        self._following: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
         self._options: dict[str, Any] = {"payload": payload, **options}
         made: Any = super().__init__
         made(prefix, url=self.servers[0].url, **self._options)
@@ -175,17 +194,47 @@ class ShardedQueue(Queue[Payload]):
         await self.connection.open()
         try:
             await self._find_shards()
-            await together(shard.connection.open() for shard in self.shards)
             await self.transitions.check_schema()
         except BaseException:
             await self.close()
             raise
+        if self.shards:
+            self._following = asyncio.create_task(self._follow(), name="streams-queue shards")
 
     async def close(self) -> None:
         """Send what was submitted, then disconnect from all servers."""
-        await together(shard.drain() for shard in self.shards)
-        await together(shard.close() for shard in self.shards)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        await together(shard.drain() for shard in self._all_shards)
+        await together(shard.close() for shard in self._all_shards)
         await super().close()
+
+    async def enqueue(
+        self,
+        payload: Payload | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        priority: Priority = "normal",
+        delay: float | None = None,
+        at: datetime | float | None = None,
+        unique_key: str | None = None,
+        ttl: float | None = None,
+        replicas: int = 0,
+    ) -> Receipt:
+        """As `Queue.enqueue`.
+
+        After a change of the number of shards an own id or ``unique_key`` is looked for in the message's
+        former shard, too.
+        """
+        while True:
+            try:
+                return await self._enqueued_before(payload, id, unique_key) or await super().enqueue(
+                    payload, id=id, priority=priority, delay=delay, at=at, unique_key=unique_key, ttl=ttl,
+                    replicas=replicas,
+                )  # fmt: skip
+            except Resharded as refused:
+                await self._rerouted(refused.version)
 
     async def update(self, id: str, changes: Mapping[str, Any]) -> bool:
         """As `Queue.update`; what a message goes by stays as it is.
@@ -202,6 +251,21 @@ class ShardedQueue(Queue[Payload]):
         with anyio.fail_after(timeout):
             return await (await self._holder(id)).result(id)
 
+    async def _enqueued_before(
+        self, payload: Payload | Mapping[str, Any], id: str | None, unique_key: str | None
+    ) -> Receipt | None:
+        if (id is None and unique_key is None) or not self.shards or self.routing.former is None:
+            return None
+        fields = self.codec.encode(payload)
+        own_id = valid_id(id) if id is not None else self._new_ids([fields])[0]
+        number = self.routing.former_home(own_id, fields)
+        if number is None:
+            return None
+        former = self._all_shards[number]
+        slot = former._slot(unique_key) if unique_key is not None else None
+        found = await former.transitions.known(own_id, slot)
+        return found and Receipt(found.id, duplicate=True, status=found.status)
+
     # ---- where messages are
 
     def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
@@ -209,14 +273,14 @@ class ShardedQueue(Queue[Payload]):
         return [made_id(uuid, value) for uuid, value in zip(super()._new_ids(payloads), values, strict=True)]
 
     def _home(self, id: str, fields: Sequence[bytes]) -> Queue[Payload]:
-        return self.shards[self.routing.home(id, fields)]
+        return self._all_shards[self.routing.home(id, fields)]
 
     async def _holder(self, id: str) -> Queue[Payload]:
-        holder = self.routing.holder(id)
-        if holder is not None:
-            return self.shards[holder]
-        found = await together(shard.transitions.watch(shard.listener.channel, [id]) for shard in self.shards)
-        for shard, (event,) in zip(self.shards, found, strict=True):
+        holders = [self._all_shards[number] for number in self.routing.holders(id)]
+        if len(holders) == 1:
+            return holders[0]
+        found = await together(shard.transitions.watch(shard.listener.channel, [id]) for shard in holders)
+        for shard, (event,) in zip(holders, found, strict=True):
             if event is not None:
                 return shard
         raise NotFound(f"no message {id!r} in queue {self.keys.prefix!r}: never enqueued, or finished long ago")
@@ -224,9 +288,9 @@ class ShardedQueue(Queue[Payload]):
     @property
     def routing(self) -> Routing:
         """How messages find their shards. Only after `open`."""
-        if self._routing is None:
-            raise RuntimeError("await ShardedQueue.open() first")
-        return self._routing
+        if not isinstance(self.transitions, Shards):
+            raise RuntimeError("await ShardedQueue.open() first")  # noqa: TRY004  (no argument is wrong)
+        return self.transitions.routing
 
     # ---- what all agree on
 
@@ -245,30 +309,70 @@ class ShardedQueue(Queue[Payload]):
             registry = found
             self.key = _key(registry.key, self._options["payload"])
             registry.require(name, registry.shards, self.key, servers)
-        self._use_shards(registry)
+        await self._use_shards(registry)
 
-    def _use_shards(self, registry: Registry) -> None:
+    @property
+    def version(self) -> int:
+        """Of the number of shards that this queue goes by: 1, and one more for each change. Only after `open`."""
+        assert self._agreement is not None
+        return self._agreement.version
+
+    async def look(self) -> None:
+        """Learn of a new number of shards, if there is one. It looks by itself every two seconds."""
+        async with self._looking:
+            registry = await Registry.read(self.connection, self.keys.prefix)
+            if registry is not None and registry != self._agreement:  # without one, somebody has flushed the server
+                await self._use_shards(registry)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOWS)
+            try:
+                await self.look()
+            except StreamsQueueError as error:
+                logger.debug("the number of shards of %s could not be read: %s", self.keys.prefix, error)
+
+    async def _rerouted(self, version: int) -> None:
+        """Return when a number of shards is known that was not when a shard refused a message."""
+        for pause in _PAUSES:
+            if self.version > version:
+                return
+            await asyncio.sleep(pause)
+            await self.look()
+        raise QueueUnavailable(
+            f"a shard of queue {self.keys.prefix!r} knows of another number of shards, but the registry of shards does "
+            "not say so: run `streams-queue reshard`"
+        )
+
+    async def _use_shards(self, registry: Registry) -> None:
         """Have a queue for each shard; those on the same server share its clients, and one channel to hear by.
 
         The client of a Cluster sends one command after the other. So there each shard has its own.
         """
+        routing = Routing(registry.shards, registry.key, registry.former, registry.moving)
+        if not isinstance(self.transitions, Shards):
+            self.transitions = Shards(self.connection, self.keys, routing, [])
+            self.transitions.rerouted = self._rerouted
+        for number in range(len(self._all_shards), routing.known):
+            self._all_shards.append(self._shard(number, self.transitions))
+        await together(shard.connection.open() for shard in self._all_shards)
+        for shard in self._all_shards:
+            shard.transitions.shards_version = registry.version
+        self.transitions.reroute(routing, [shard.transitions for shard in self._all_shards])
+        self.shards = self._all_shards[: routing.in_use]
+        self._agreement = registry
+
+    def _shard(self, number: int, all_shards: Shards) -> Queue[Payload]:
+        settings = self.servers[number % len(self.servers)]
         make: Any = Queue
-        connections = {self.servers[0]: self.connection}
-        shards: list[Queue[Payload]] = []
-        for number in range(registry.shards):
-            settings = self.servers[number % len(self.servers)]
-            shard = make(shard_prefix(self.keys.prefix, number), url=settings.url, **self._options)
-            if not shard.connection.is_cluster:
-                shard.use(connections.setdefault(settings, shard.connection))
-            shards.append(shard)
-        self.shards = shards
-        self._routing = Routing(registry.shards, registry.key)
-        members = [shard.transitions for shard in shards]
-        self.transitions = Shards(self.connection, self.keys, self._routing, members)
-        listeners: dict[Settings, Listener] = {}
-        for shard in shards:
-            listener = Listener(shard.connection, shard.keys, self.transitions)
-            shard.listener = listeners.setdefault(shard.settings, listener)
+        shard: Queue[Payload] = make(shard_prefix(self.keys.prefix, number), url=settings.url, **self._options)
+        if shard.connection.is_cluster:
+            shard.listener = Listener(shard.connection, shard.keys, all_shards)
+            return shard
+        neighbour = next((known for known in self._all_shards if known.settings == settings), None)
+        shard.use(neighbour.connection if neighbour else self.connection if number == 0 else shard.connection)
+        shard.listener = neighbour.listener if neighbour else Listener(shard.connection, shard.keys, all_shards)
+        return shard
 
 
 class NamedQueue(ShardedQueue[dict[str, Any]]):
@@ -294,7 +398,7 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
         else:
             self.key = registry.key
             registry.require(self.keys.prefix, registry.shards, self.key, len(self.servers))
-            self._use_shards(registry)
+            await self._use_shards(registry)
 
     async def _own_connection(self) -> Connection:
         """To the server that has this queue: where it is one shard of another, not always the first.

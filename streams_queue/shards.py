@@ -7,7 +7,16 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from streams_queue.answers import Enqueued, Examined, NewMessage, Oldest, Page, Place, Refused, Working
+from streams_queue.answers import (
+    Answered,
+    Examined,
+    NewMessage,
+    Oldest,
+    Outdated,
+    Page,
+    Place,
+    Working,
+)
 from streams_queue.codec import Fields, field_of, value_in
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, InvalidMessage
@@ -15,7 +24,7 @@ from streams_queue.keys import Keys, registry_prefix
 from streams_queue.limits import Limits, Rate
 from streams_queue.model import Priority, Stats, Status
 from streams_queue.routing import hash_for, hash_in, jump
-from streams_queue.transitions import Transitions
+from streams_queue.transitions import Resharded, Transitions
 
 T = TypeVar("T")
 
@@ -26,6 +35,20 @@ class Routing(NamedTuple):
     shards: int
     key: str | None
     """The field of the payload that a message goes by; None: all go by their ids."""
+    former: int | None = None
+    """How many shards there were before their number was changed: what finished then left its trace there."""
+    moving: bool = False
+    """Whether messages may still be in the shards that they had then."""
+
+    @property
+    def in_use(self) -> int:
+        """How many shards may hold messages."""
+        return max(self.shards, self.former or 0) if self.moving else self.shards
+
+    @property
+    def known(self) -> int:
+        """How many shards may have heard of messages."""
+        return max(self.shards, self.former or 0)
 
     def home(self, id: str, flat: Sequence[bytes]) -> int:
         """The shard of a message with these fields, names and values one after the other.
@@ -36,10 +59,18 @@ class Routing(NamedTuple):
         value = value_in(flat, self.key) if self.key is not None else None
         return jump(hash_for(id, value), self.shards)
 
-    def holder(self, id: str) -> int | None:
-        """The shard that alone can have a message with this id; None where any may: the id is a caller's own."""
+    def holders(self, id: str) -> Sequence[int]:
+        """The shards that can know of a message with this id, the likeliest first; all, where the id is an own one."""
         hash = hash_in(id)
-        return None if hash is None else jump(hash, self.shards)
+        if hash is None:
+            return range(self.known)
+        now, before = jump(hash, self.shards), jump(hash, self.former or self.shards)
+        return [now] if now == before else [now, before]
+
+    def former_home(self, id: str, flat: Sequence[bytes]) -> int | None:
+        """The shard that the message had before, where that was another one."""
+        before = self._replace(shards=self.former or self.shards).home(id, flat)
+        return before if before != self.home(id, flat) else None
 
 
 class Shards(Transitions):
@@ -54,7 +85,14 @@ class Shards(Transitions):
         super().__init__(connection, keys)
         self.routing = routing
         self.members = members
+        """All shards that messages may be in or have been in: more than are in use, where their number has shrunk."""
+        self.rerouted = _never
+        """Called where a shard refused what was meant for another number of shards: returns when that is known."""
         self._whole = Transitions(connection, Keys(registry_prefix(keys.prefix)))
+
+    def reroute(self, routing: Routing, members: Sequence[Transitions]) -> None:
+        """Go by this from now on."""
+        self.routing, self.members = routing, members
 
     def _translated(self) -> NoReturn:
         raise TypeError(f"queue {self.keys.prefix!r} is sharded: this is done in one of its shards")
@@ -70,19 +108,29 @@ class Shards(Transitions):
         replicas: int,
         in_order: bool = False,
         anew: bool = False,
-    ) -> list[tuple[Enqueued | Refused, int]]:
+    ) -> list[tuple[Answered, int]]:
         """As `Transitions.enqueue_on_replicas`, in each shard what belongs there; their order in a shard is kept, and
         one that is refused there ends it there.
         """
         homes = [[self.routing.home(message.id, message.fields)] for message in messages]
 
-        async def enqueue(shard: Transitions, mine: list[NewMessage]) -> Sequence[tuple[Enqueued | Refused, int]]:
+        async def enqueue(shard: Transitions, mine: list[NewMessage]) -> Sequence[tuple[Answered, int]]:
             return await shard.enqueue_on_replicas(
                 mine, dedup_expiry=dedup_expiry, index_users=index_users, replicas=replicas, in_order=in_order,
                 anew=anew,
             )  # fmt: skip
 
-        return [answer for (answer,) in await self._spread(messages, homes, enqueue)]
+        answers = [answer for (answer,) in await self._spread(messages, homes, enqueue)]
+        outdated = {place: answer.version for place, (answer, _) in enumerate(answers) if isinstance(answer, Outdated)}
+        if outdated:
+            await self.rerouted(max(outdated.values()))
+            again = await self.enqueue_on_replicas(
+                [messages[place] for place in outdated],
+                dedup_expiry=dedup_expiry, index_users=index_users, replicas=replicas, in_order=in_order, anew=anew,
+            )  # fmt: skip
+            for place, answer in zip(outdated, again, strict=True):
+                answers[place] = answer
+        return answers
 
     async def requeue(self, ids: Sequence[str], *, dedup_expiry: int) -> list[str]:
         """As `Transitions.requeue`."""
@@ -207,7 +255,7 @@ class Shards(Transitions):
     # ---- how shards are asked
 
     async def _all(self, ask: Callable[[Transitions], Awaitable[T]]) -> list[T]:
-        return await together(ask(shard) for shard in self.members)
+        return await together(ask(shard) for shard in self.members[: self.routing.in_use])
 
     async def _of_ids(
         self,
@@ -215,10 +263,7 @@ class Shards(Transitions):
         ask: Callable[[Transitions, list[str]], Awaitable[Sequence[T]]],
         is_known: Callable[[T], bool],
     ) -> list[T]:
-        everywhere = range(len(self.members))
-        holders = [self.routing.holder(id) for id in ids]
-        homes = [everywhere if holder is None else [holder] for holder in holders]
-        answers = await self._spread(ids, homes, ask)
+        answers = await self._spread(ids, [self.routing.holders(id) for id in ids], ask)
         return [next(filter(is_known, several), several[0]) for several in answers]
 
     async def _spread(
@@ -227,18 +272,22 @@ class Shards(Transitions):
         homes: Sequence[Sequence[int]],
         ask: Callable[[Transitions, list[Any]], Awaitable[Sequence[T]]],
     ) -> list[list[T]]:
-        """Ask each shard for its items: what each item's shards answered, in the order of the shards."""
+        """Ask each shard for its items: what each item's shards answered, in the order in which they are named."""
         groups: dict[int, list[int]] = {}
         for place, shards in enumerate(homes):
             for shard in shards:
                 groups.setdefault(shard, []).append(place)
         order = sorted(groups)
         replies = await together(ask(self.members[shard], [items[place] for place in groups[shard]]) for shard in order)
-        answers: list[list[T]] = [[] for _ in items]
+        answers: list[dict[int, T]] = [{} for _ in items]
         for shard, reply in zip(order, replies, strict=True):
             for place, answer in zip(groups[shard], reply, strict=True):
-                answers[place].append(answer)
-        return answers
+                answers[place][shard] = answer
+        return [[several[shard] for shard in named] for several, named in zip(answers, homes, strict=True)]
+
+
+async def _never(version: int) -> None:
+    raise Resharded("nobody knows of another number of shards", version)
 
 
 def key_stays(key: str) -> InvalidMessage:

@@ -15,6 +15,7 @@ from redis import exceptions
 
 from streams_queue import scripts
 from streams_queue.answers import (
+    Answered,
     Claimed,
     Enqueued,
     Examined,
@@ -22,6 +23,7 @@ from streams_queue.answers import (
     Held,
     NewMessage,
     Oldest,
+    Outdated,
     Page,
     Place,
     Promoted,
@@ -68,6 +70,15 @@ class NotJoined(QueueUnavailable):
     """The queue has no consumer groups or no lease: never joined, or its keys are gone. Join it (again)."""
 
 
+class Resharded(QueueUnavailable):
+    """The queue has another number of shards than the caller goes by. Read the registry, and enqueue where it says."""
+
+    def __init__(self, message: str, version: int = 0) -> None:
+        super().__init__(message)
+        self.version = version
+        """Of the registry that the caller went by."""
+
+
 def batches(items: Iterable[Item], size: int = BATCH) -> Iterable[list[Item]]:
     """The items in lists of at most `size`."""
     iterator = iter(items)
@@ -85,6 +96,8 @@ class Transitions:
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self.connection = connection
         self.keys = keys
+        self.shards_version = 0
+        """Of a shard: the version of the registry that its callers go by. Where it has seen a newer one, it refuses."""
 
     # ---- into the queue
 
@@ -103,7 +116,9 @@ class Transitions:
         answers = await self.enqueue_on_replicas(
             messages, dedup_expiry=dedup_expiry, index_users=index_users, replicas=0, anew=anew
         )
-        return [answer for answer, _ in answers]
+        if any(isinstance(answer, Outdated) for answer, _ in answers):
+            raise Resharded(f"queue {self.keys.prefix!r} has another number of shards by now")
+        return [answer for answer, _ in answers if not isinstance(answer, Outdated)]
 
     async def enqueue_on_replicas(
         self,
@@ -114,25 +129,36 @@ class Transitions:
         replicas: int,
         in_order: bool = False,
         anew: bool = False,
-    ) -> list[tuple[Enqueued | Refused, int]]:
+    ) -> list[tuple[Answered, int]]:
         """As `enqueue`; for each message also how many replicas have it. Each call waits until so many as are asked
         for do, half of the client's timeout at most.
 
         `in_order`: the first that is refused ends it. Those after it are not taken, and are answered as it is.
         """
-        head = (dedup_expiry, int(index_users), replicas, int(in_order), int(anew))
-        answers: list[tuple[Enqueued | Refused, int]] = []
+        head = (dedup_expiry, int(index_users), replicas, int(in_order), int(anew), self.shards_version)
+        answers: list[tuple[Answered, int]] = []
         for batch in _by_size(messages):
             rows = [_row_of_new(message) for message in batch]
             keys = [key for message in batch for key in self._keys_of_new(message)]
             fields = [message.fields for message in batch]
-            reply = await self._run(scripts.ENQUEUE, head, rows, keys, fields, replicas=replicas)
+            try:
+                reply = await self._run(scripts.ENQUEUE, head, rows, keys, fields, replicas=replicas)
+            except Resharded:
+                left = messages[len(answers) :]
+                return answers + [(Outdated(head[-1]), replicas)] * len(left)
             written, confirmed = reply if replicas else (reply, 0)
             answers += [(enqueued_of(*row), confirmed) for row in written]
             if in_order and isinstance(answers[-1][0], Refused):
                 answers += [answers[-1]] * (len(messages) - len(answers))
                 break
         return answers
+
+    async def known(self, id: str, slot: str | None) -> Enqueued | None:
+        """The message that a new one with this id and slot would double, if any. Writes nothing."""
+        body = self.keys.message(id)
+        keys = (body, self.keys.done(id), slot or body)
+        found = await self._run(scripts.KNOWN, (id, int(slot is not None)), (), keys)
+        return Enqueued(id_of(found[0]), status_of(found[1]), duplicate=True) if found else None
 
     async def promote(self) -> Promoted:
         """Put what is due in line."""
@@ -612,6 +638,8 @@ class Transitions:
         except QueueUnavailable as error:
             if any(code in str(error) for code in ("NOTJOINED", "NOGROUP")):
                 raise NotJoined(str(error)) from error.__cause__
+            if "RESHARDED" in str(error):
+                raise Resharded(str(error)) from error.__cause__
             raise
         except UnicodeEncodeError as error:
             raise InvalidMessage(f"an argument cannot be encoded: {error}") from error

@@ -338,7 +338,7 @@ class Worker(Generic[Payload]):
                 background.start_soon(report, connection, queue.keys.prefix)
             background.start_soon(self._give_signs)
             self._say_at_work(f"{queue.keys.prefix}, in all of its {len(queue.shards)} shards")
-            await crew.work(queue.shards, burst=burst)
+            await crew.work(lambda: queue.shards, burst=burst)
             background.cancel_scope.cancel()
         if crew.error is not None:
             raise crew.error

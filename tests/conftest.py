@@ -25,6 +25,7 @@ UNBOUNDED = re.compile(
       | wake                                   # a key goes when its time has come
       | stats | meta | shards                  # a fixed number of fields
       | lost                                   # capped
+      | arriving:[^:].*                        # the body of a message on its way to another shard
     )
     """,
     re.VERBOSE,

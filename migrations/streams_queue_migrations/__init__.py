@@ -8,6 +8,7 @@ from streams_queue_migrations.applying import apply
 from streams_queue_migrations.discovery import discover
 from streams_queue_migrations.model import Applied, Census, Check, Finding, Plan, Progress, RolledBack, Verified
 from streams_queue_migrations.planning import plan
+from streams_queue_migrations.resharding import Resharded, ReshardPlan, plan_reshard, reshard
 from streams_queue_migrations.rollback import roll_back
 from streams_queue_migrations.verifying import verify
 
@@ -18,11 +19,15 @@ __all__ = [
     "Finding",
     "Plan",
     "Progress",
+    "ReshardPlan",
+    "Resharded",
     "RolledBack",
     "Verified",
     "apply",
     "discover",
     "plan",
+    "plan_reshard",
+    "reshard",
     "roll_back",
     "verify",
 ]

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from streams_queue.cli import bench, change, dashboard, demo, dlq, doctor, exporter, limits, look, moving, stats, worker
+from streams_queue.cli import (
+    bench,
+    change,
+    dashboard,
+    demo,
+    dlq,
+    doctor,
+    exporter,
+    limits,
+    look,
+    moving,
+    resharding,
+    stats,
+    worker,
+)
 
 EPILOG = """\
 \b
@@ -62,6 +76,7 @@ app.command(epilog=change.RESUME_EPILOG)(change.resume)
 app.command(epilog=exporter.EPILOG)(exporter.exporter)
 app.command(epilog=moving.MIGRATE_EPILOG)(moving.migrate)
 app.command(epilog=moving.VERIFY_EPILOG)(moving.verify)
+app.command("reshard", epilog=resharding.EPILOG)(resharding.reshard_command)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
 app.command(epilog=bench.EPILOG)(bench.bench)

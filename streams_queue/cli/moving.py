@@ -121,7 +121,7 @@ def migrate(
 
 def verify(prefix: Prefix = None, url: Url = None, as_json: Json = False) -> None:
     """Look at all of a queue: whether everything has a place, a body and an entry."""
-    with _steps() as show:
+    with steps() as show:
         found = on_queue(prefix, url, lambda queue: look(queue, show(queue.keys.prefix)))
     if as_json:
         print_json(_document(found))
@@ -173,7 +173,7 @@ def _one(prefix: str, url: str | None, dry_run: bool, rollback: bool, force: boo
         return applied, report.path
 
     try:
-        with _steps() as show:
+        with steps() as show:
             result, report = run_on_queue(prefix, url, lambda queue: job(queue, show(prefix)))
     except StreamsQueueError as error:
         return Failed(prefix=prefix, error=str(error), code=code_of(error))
@@ -302,7 +302,7 @@ def _tell_verified(found: Verified) -> None:
 
 
 @contextmanager
-def _steps() -> Iterator[Show]:
+def steps() -> Iterator[Show]:
     """Bars on stderr, one for each step of each queue, with the rate and the time left."""
     console = Console(stderr=True)
     columns = (

@@ -1,10 +1,11 @@
 -- enqueue: nothing -> queued, or scheduled where it is due later; or nothing, where a limit of the queue refuses it
 -- KEYS     house, then per message: message done slot
--- ARGV     dedup_expiry index_users replicas in_order anew, then per message: id priority delay at ttl listener deduplicated
---          count, then count fields and values; where anew is 1, an id whose message has ended is as good as new; at is
+-- ARGV     dedup_expiry index_users replicas in_order anew shards_version, then per message: id priority delay at ttl listener
+--          deduplicated count, then count fields and values; where anew is 1, an id whose message has ended is as good as new; at is
 --          when it is due, by the server's clock, or empty where the delay says it
 -- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"},
---          or {"", the limit's name, its value, seconds to wait or ""}; where in_order is 1, up to the first of those
+--          or {"", the limit's name, its value, seconds to wait or ""}; where in_order is 1, up to the first of those;
+--          an error for all where the caller goes by an older number of shards than this one
 --- include house
 --- include place
 --- include limits
@@ -181,11 +182,12 @@ end
 
 local wrong = wrong_type()
 if wrong then return wrong end
+if number(agreed('shards_version'), 0) > number(ARGV[6], 0) then return redis.error_reply('RESHARDED its number of shards is another by now') end
 
 -- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end
 indexes_users = index or agreed('user_index') == '1'
-local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 6, #ARGV
+local now, answers, k, a, last = server_time(), {}, HOUSE + 1, 7, #ARGV
 local stamp, messages, bodies, markers = seconds(now), {}, {}, {}
 while a <= last do
   local fields, at, i = number(ARGV[a + 7]), number(ARGV[a + 3]), #messages + 1

@@ -31,6 +31,7 @@ local function watch(id)
     end
     return {status_in_line(id, body), ''}
   end
+  if call('EXISTS', arriving_key(id)) == 1 then return {'queued', ''} end
   local marker = try('GET', done_key(id))
   if type(marker) ~= 'string' then return {} end
   local status, result = string.match(marker, '^(%w+)\n[^\n]*\n(.*)$')

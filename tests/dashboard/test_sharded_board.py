@@ -59,7 +59,7 @@ async def test_pause_dead_letters_and_their_change(queue, opened, prefix):
     died = []
     for n in range(7):
         died.append((await queue.enqueue({"user_id": f"u{n}", "n": n})).id)
-        await work(queue.shards[queue.routing.holder(died[-1]) or 0], fail)
+        await work(queue.shards[queue.routing.holders(died[-1])[0]], fail)
     browser = await opened()
     listed = (await browser.get(f"/api/queues/{prefix}/dead-letters")).json()
     assert [letter["id"] for letter in listed["letters"]] == died[::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,10 +17,14 @@ from streams_queue.model import TRANSITIONS, Lease
 from streams_queue.scripts import SCRIPTS, Script
 from streams_queue.settings import Settings
 from streams_queue.transitions import Transitions
-from streams_queue_migrations import door
+from streams_queue_migrations import door, shard_door
 from transitions.tables import Queue, new
 
-HOMES = {"streams_queue": (scripts, SCRIPTS), "streams_queue_migrations": (door, door.SCRIPTS)}
+MOVING = SimpleNamespace(**{**vars(door), **vars(shard_door)})
+HOMES = {
+    "streams_queue": (scripts, SCRIPTS),
+    "streams_queue_migrations": (MOVING, (*door.SCRIPTS, *shard_door.SCRIPTS)),
+}
 """Packages with Lua files, the module that lists their scripts, and the list."""
 
 ALL = [script for _, listed in HOMES.values() for script in listed]

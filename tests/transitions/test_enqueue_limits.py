@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streams_queue import Limits, Rate
-from streams_queue.answers import Enqueued, NewMessage, Refused
+from streams_queue.answers import Enqueued, NewMessage, Outdated, Refused
 from streams_queue.errors import QueueUnavailable
 from streams_queue.limits import to_meta
 from transitions.tables import DEDUP_EXPIRY, META, NEVER, Queue, body, new
@@ -26,7 +26,7 @@ async def sent(queue: Queue, messages: Sequence[NewMessage], *, in_order: bool =
     answers = await queue.transitions.enqueue_on_replicas(
         messages, dedup_expiry=DEDUP_EXPIRY, replicas=0, in_order=in_order
     )
-    return [answer for answer, _ in answers]
+    return [answer for answer, _ in answers if not isinstance(answer, Outdated)]
 
 
 def of(user: str, *ids: str, **options: Any) -> list[NewMessage]:

@@ -199,6 +199,7 @@ class _Trial:
         yield names.RECONCILE, lambda: at.reconcile(START, adopted_ttl=_SECONDS, dedup_expiry=_SECONDS)
         yield names.UPDATE, lambda: at.update("released", [b"x", b"x"], b"")
         yield names.LIMIT, lambda: at.limit(Limits())
+        yield names.KNOWN, lambda: at.known("x", None)
         yield names.REGISTER, lambda: at.register("", "", "")
         yield names.READ, lambda: at.read(_IDS)
         yield names.EXAMINE, lambda: at.examine(_IDS)

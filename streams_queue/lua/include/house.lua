@@ -21,13 +21,15 @@ local function failed(reply) return type(reply) == 'table' and reply.err ~= nil 
 local function message_key(id) return PREFIX .. ':msg:' .. id end
 local function lock_key(id) return PREFIX .. ':lock:' .. id end
 local function done_key(id) return PREFIX .. ':done:' .. id end
+local function arriving_key(id) return PREFIX .. ':arriving:' .. id end
+local function moved_key(id) return PREFIX .. ':moved:' .. id end
 
 local function number(value, default) return tonumber(value) or default end
 
 -- What the queue has agreed on: all of it is read at once, the first time that something is asked.
 local AGREED = {'lease_ms', 'paused', 'user_index', 'limit_key', 'limit_max_length', 'limit_accept',
                 'limit_accept_per_key', 'limit_work', 'limit_work_per_key', 'limit_concurrency_per_key', 'parked_cursor',
-                'limit_normal_share', 'limit_low_share', 'credit_normal', 'credit_low'}
+                'limit_normal_share', 'limit_low_share', 'credit_normal', 'credit_low', 'shards_version'}
 local agreement
 local function agreed(name)
   if not agreement then

@@ -1,0 +1,76 @@
+-- settle: a body that nobody sees -> the message, in the set and with the score that it had; or -> nothing
+-- KEYS     house, then per message: message lock done arriving moved
+-- ARGV     (none), then per message: id action; action is enter or discard
+-- RETURNS  per message: "entered" | "known" (this shard has it already) | "expired" | "gone" (settled before, or discarded)
+--- include house
+--- include place
+--- include limits
+--- include turns
+--- include ending
+local SETS = {retry = RETRY, scheduled = SCHEDULED, dlq = DLQ}
+
+local wrong = wrong_type()
+if wrong then return wrong end
+local now = server_time()
+
+local function take_slot(body, id, ttl_ms)
+  if ttl_ms > 0 and is_slot(body.dedup_key) then call('SET', body.dedup_key, id, 'NX', 'PX', ttl_ms) end
+end
+
+-- At the tail of the stream, with the score that it had: XADD comes first, at maxmemory it is refused.
+local function join_main(id, letter, score)
+  local entry = call('XADD', STREAMS[letter], '*', 'id', id)
+  call('ZADD', MAIN, score, id)
+  if LINES[letter] then call('ZADD', LINES[letter], score, id) end
+  return letter .. entry
+end
+
+-- In portions: Lua unpacks no more than 8,000 values at once.
+local function write_body(id, flat, ttl_ms)
+  call('DEL', message_key(id))  -- an orphan's fields
+  for at = 1, #flat, 1000 do call('HSET', message_key(id), unpack(flat, at, math.min(at + 999, #flat))) end
+  call('HDEL', message_key(id), '_sq_move')
+  if ttl_ms > 0 then call('PEXPIRE', message_key(id), ttl_ms) end
+end
+
+local function enter(id)
+  if call('EXISTS', arriving_key(id)) == 0 then return 'gone' end
+  if place_of(id) or call('EXISTS', done_key(id)) == 1 then
+    call('DEL', arriving_key(id))
+    return 'known'
+  end
+  local stamp, entry, move = unpack(call('HMGET', arriving_key(id), 'timestamp', '_sq_entry', '_sq_move'))
+  if not stamp then
+    call('DEL', arriving_key(id))
+    expire_message(id, now)
+    return 'expired'
+  end
+  local set, score, slot_ms = string.match(move, '^(%S+) (%S+) (%S+)')
+  local letter = letter_of({_sq_entry = entry})
+  local named = letter
+  if set == 'main' then
+    named = join_main(id, letter, score)
+  else
+    call('ZADD', SETS[set], score, id)
+  end
+  write_body(id, call('HGETALL', arriving_key(id)), call('PTTL', arriving_key(id)))
+  call('HSET', message_key(id), '_sq_entry', named)
+  call('DEL', arriving_key(id))
+  call('DEL', moved_key(id))  -- it has been here before
+  local body = read_body(id)
+  take_slot(body, id, number(slot_ms, -2))
+  if set == 'main' then enter_turns(body, id, score) end
+  count('moved_in_messages')
+  return 'entered'
+end
+
+local answers = {}
+for a = 1, #ARGV, 2 do
+  if ARGV[a + 1] == 'enter' then
+    answers[#answers + 1] = enter(ARGV[a])
+  else
+    call('DEL', arriving_key(ARGV[a]))
+    answers[#answers + 1] = 'gone'
+  end
+end
+return finish(answers)
