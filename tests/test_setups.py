@@ -11,6 +11,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import pytest
 import setups
 from compat.old_programs import OldProducer, requeue_dead_letter
 from helpers import Handler, queue_at, running, until, work, worker_of
-from streams_queue import ConfigurationError, HandlerFailed, Queue, QueueUnavailable, Status
+from streams_queue import ConfigurationError, HandlerFailed, Queue, QueueUnavailable, ShardedQueue, Status
 from streams_queue_compat import chat_api_queue
 from streams_queue_compat.redis_queue_manager import RedisQueueManager
+from streams_queue_migrations import reshard
 
 WORKER = Path(__file__).parent / "processes" / "worker.py"
 REQUEST = ("hi there", "telegram", "s1", "12345:the-secret-of-the-bot", "c1", "private", "m1")
@@ -125,6 +127,23 @@ async def test_delays_priorities_slots_and_removals(queue):
     async with running(worker_of(queue, handler.handle, concurrency=1)):
         await queue.result(late, timeout=10)
     assert handler.ids == [high, low, late]
+
+
+@pytest.mark.parametrize("after", [5, 2])
+async def test_another_number_of_shards(server, prefix, after):
+    name = prefix.removeprefix(setups.HOME)
+    async with ShardedQueue(name, shards=3, key="user", url=server.url) as queue:
+        receipts = await queue.enqueue_many([{"user": n} for n in range(60)])
+        await queue.enqueue_many([{"user": n} for n in range(20)], delay=1000)
+        done = await reshard(queue, after, lambda *_: None)
+        assert (done.clean, done.before, done.after) == (True, 3, after)
+        assert {"main", "scheduled"} == set(done.moved)
+        assert [shard.elsewhere for shard in done.shards] == [0] * len(done.shards)
+        handler = Handler()
+        await work(queue, handler.handle)
+        assert Counter(handler.ids) == Counter(receipt.id for receipt in receipts)
+        stats = await queue.stats()
+        assert (stats.main, stats.scheduled, stats.lost) == (0, 20, 0)
 
 
 async def test_a_confirmation_of_the_replica(queue):
