@@ -34,7 +34,7 @@ CLIENTS = ("8", "7", "6", "5", "5.0.2")
 CORE = (
     "transitions",
     "compat",
-    "cli/test_processes.py",
+    "cli/test_supervisor.py",
     *(f"test_{room}.py" for room in ("connection", "leases", "outages", "queue", "results", "worker")),
     *(f"test_{room}.py" for room in ("batches", "limits", "limits_at_work", "secured", "setups", "sharding")),
 )
