@@ -31,12 +31,20 @@ local function leave_lines()
   end
 end
 
+-- Of whom there is no body left.
+local function gone_from(page)
+  local gone = {}
+  if not page.full then return gone end
+  for i, score in ipairs(call('ZMSCORE', MAIN, unpack(page.ids))) do gone[page.ids[i]] = not score end
+  return gone
+end
+
 if cursor == '0' then leave_lines() end
 if cursor == '' then
   mend_newest(now, limit)
 else
   local page = page_of(MAIN, cursor, limit)
   for _, id in ipairs(page.ids) do mend(id, now) end
-  next_cursor = cursor_after(page)
+  next_cursor = cursor_after(page, gone_from(page))
 end
 return finish({next_cursor, repaired, expired, difference()})

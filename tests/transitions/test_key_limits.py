@@ -329,7 +329,8 @@ async def test_a_parked_message_that_was_taken_out_gets_an_end(queue: Queue):
     await queue.redis.persist(queue.keys.message("b"))
     await queue.complete(lease)
     assert 0 < await queue.redis.ttl(queue.keys.message("b")) <= 3600
-    assert not {"stream", "parked"} & set(await queue.table())
+    assert not {"stream", "parked"} & set(table := await queue.table())
+    assert table["stats"]["outside_taken_out"] == 1
 
 
 async def test_a_key_of_before_that_is_due_wakes_its_messages(queue: Queue):

@@ -344,3 +344,12 @@ async def test_telling_a_message_apart_from_its_namesake_in_binary(queue: Queue)
     (lease,) = await queue.claim()
     assert lease.id == "naïve id\n*"
     assert await queue.complete(lease) == "completed"
+
+
+async def test_a_full_pass_takes_out_all_that_have_no_body(queue: Queue):
+    """None is passed over where one step ends and the next begins."""
+    ids = [f"m{n:04}" for n in range(1100)]
+    await queue.redis.zadd(queue.keys.main, {id: n + 1.0 for n, id in enumerate(ids)})
+    await queue.redis.zadd(queue.keys.bodiless, dict.fromkeys(ids, await queue.now() - 10))
+    await queue.full_pass()
+    assert await queue.redis.zcard(queue.keys.main) == 0

@@ -105,6 +105,11 @@ end
 
 -- The same of one that somebody took out of main.
 local function drop_taken_from(id)
+  local body = read_body(id)
+  if body and is_parked(id, body) then
+    call('HSET', message_key(id), '_sq_entry', letter_of(body))
+    count('outside_taken_out')
+  end
   drop_parked(id)
   bound_orphan(id)
 end
