@@ -53,7 +53,7 @@ class Retry(Exception):  # an instruction, not an error
 
     def __init__(self, delay: float | None = None, key: str | float | bytes | None = None) -> None:
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
-        self.delay = delay
+        self.delay = None if delay is None else float(delay)
         self.key = b"" if key is None else encoded_key(key)
         """As a payload holds it; empty without one."""
 

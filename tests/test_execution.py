@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -317,3 +318,9 @@ async def test_a_batch_that_fails_fails_for_all_and_the_next_goes_on():
     failing = False
     assert await batcher.submit(7) == 7
     await batcher.drain()
+
+
+@pytest.mark.parametrize("delay", [True, Decimal(1)])
+def test_a_delay_of_another_type_of_number_can_be_written(delay: Any):
+    """Redis takes neither; refused there, no outcome of the worker would ever be written."""
+    assert type(Retry(delay).delay) is float
