@@ -256,7 +256,10 @@ def encoded_key(value: Any) -> bytes:
     Raises:
         InvalidMessage: it is empty, or cannot be stored.
     """
-    encoded, _ = _encode_value("key", value)
+    try:
+        encoded, _ = _encode_value("key", value)
+    except UnicodeEncodeError as error:
+        raise InvalidMessage(f"key {value!r:.200} is not text that can be encoded") from error
     if not encoded:
         raise InvalidMessage(f"key {value!r} is empty: a message without a value has no key")
     return encoded

@@ -48,12 +48,15 @@ class Retry(Exception):  # an instruction, not an error
             key keeps its place in line and goes first; another one waits for the delay by itself.
 
     Raises:
-        InvalidMessage: the key is empty, or of a type that no payload's field has.
+        InvalidMessage: the key is empty, cannot be encoded, or is of a type that no payload's field has; the delay is
+            NaN.
     """
 
     def __init__(self, delay: float | None = None, key: str | float | bytes | None = None) -> None:
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = None if delay is None else float(delay)
+        if delay != delay:  # noqa: PLR0124  (NaN alone is not what it is)
+            raise InvalidMessage(f"delay {delay!r} is not a number of seconds")
         self.key = b"" if key is None else encoded_key(key)
         """As a payload holds it; empty without one."""
 

@@ -55,7 +55,7 @@ class Rate(msgspec.Struct, frozen=True):
         Raises:
             ConfigurationError: it is none of these.
         """
-        match = _RATE.fullmatch(text.strip())
+        match = _RATE.fullmatch(str(text).strip())
         if match is None:
             raise ConfigurationError(f"{text!r} is no rate: write for example 30/s, 5/10s or 100/1m")
         return cls(int(match[1]), seconds_of(f"{match[2] or 1}{match[3]}"))
@@ -122,7 +122,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_meta(limits: Limits) -> dict[str, str]:
-    """The fields of ``P:meta`` that say so; what is at its default has none."""
+    """The fields of ``P:meta`` that say so; what is at its default has none.
+
+    Raises:
+        ConfigurationError: these are no limits.
+    """
+    if not isinstance(limits, Limits):
+        raise ConfigurationError(f"{limits!r:.200} is no Limits: write Limits(max_length=1000), or Limits() for none")
     return {
         f"limit_{name}": _written(name, getattr(limits, name))
         for name in limits.__struct_fields__

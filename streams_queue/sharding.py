@@ -62,6 +62,11 @@ class Registry(NamedTuple):
         fields = await Transitions(connection, Keys(registry_prefix(name))).register(count, key, servers)
         if not fields:
             return None
+        if fields.get("count", b"").startswith(b"server "):
+            raise ConfigurationError(
+                f"the first server that was named is {fields['count'].decode()} of queue {name!r}: name all of them in "
+                "the order in which the others name them"
+            )
         try:
             shards, servers = _within(fields["count"], MOST_SHARDS), _within(fields["servers"], MOST_SHARDS)
             version = int(fields["version"])
@@ -163,6 +168,7 @@ class ShardedQueue(Queue[Payload]):
         self._agreement: Registry | None = None
         self._all_shards: list[Queue[Payload]] = []  # those included that are not in use any more
         self._following: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._options: dict[str, Any] = {"payload": payload, **options}
         made: Any = super().__init__
@@ -189,8 +195,11 @@ class ShardedQueue(Queue[Payload]):
             ConfigurationError: as for `Queue.open`; or the number of shards, of servers or the key is not what was
                 agreed, or nothing was where ``shards`` is None.
         """
-        if self.connection.is_open:
-            return
+        async with self._opening:
+            if not self.connection.is_open:
+                await self._open()
+
+    async def _open(self) -> None:
         await self.connection.open()
         try:
             await self._find_shards()
@@ -356,11 +365,24 @@ class ShardedQueue(Queue[Payload]):
         for number in range(len(self._all_shards), routing.known):
             self._all_shards.append(self._shard(number, self.transitions))
         await together(shard.connection.open() for shard in self._all_shards)
+        await self._check_places()
         for shard in self._all_shards:
             shard.transitions.shards_version = registry.version
         self.transitions.reroute(routing, [shard.transitions for shard in self._all_shards])
         self.shards = self._all_shards[: routing.in_use]
         self._agreement = registry
+
+    async def _check_places(self) -> None:
+        """Each server knows which one it is: named in another order, messages would wait where nobody looks."""
+        name, servers = self.keys.prefix, len(self.servers)
+        for place, shard in enumerate(self._all_shards[1:servers], 2):
+            words = _place(place, servers) if self._asked is not None else ""
+            found = await Transitions(shard.connection, Keys(registry_prefix(name))).register(words, "", servers)
+            if found and found.get("count") != _place(place, servers).encode():
+                raise ConfigurationError(
+                    f"{self.servers[place - 1].display} is not {_place(place, servers)} of queue {name!r}: name each "
+                    "server once, and all programs in the same order"
+                )
 
     def _shard(self, number: int, all_shards: Shards) -> Queue[Payload]:
         settings = self.servers[number % len(self.servers)]
@@ -449,6 +471,11 @@ def _count(shards: Any) -> int | None:
     if type(shards) is not int or not 1 <= shards <= MOST_SHARDS:
         raise ConfigurationError(f"shards={shards!r:.200} is not a whole number from 1 to {MOST_SHARDS}")
     return shards
+
+
+def _place(place: int, servers: int) -> str:
+    """What stands for the number of shards on the servers after the first."""
+    return f"server {place} of {servers}"
 
 
 def _within(number: bytes, most: int) -> int:

@@ -22,7 +22,7 @@ def test_a_rate_as_people_write_it(text, rate):
     assert Rate.parse(str(rate)) == rate
 
 
-@pytest.mark.parametrize("text", ["", "30", "0/s", "-1/s", "1.5/s", "30/0s", "30/x", "30 per second"])
+@pytest.mark.parametrize("text", ["", 30, "30", "0/s", "-1/s", "1.5/s", "30/0s", "30/x", "30 per second"])
 def test_what_is_no_rate(text):
     with pytest.raises(ConfigurationError, match="rate"):
         Rate.parse(text)
@@ -49,6 +49,14 @@ async def test_they_are_the_queues_own(server, prefix):
         assert await another.limits() == EVERYTHING
         await another.set_limits(Limits(max_length=5))
         assert await one.limits() == Limits(max_length=5)
+
+
+@pytest.mark.parametrize("wrong", [None, {}, "30/s", Limits])
+async def test_what_are_no_limits(server, prefix, redis, wrong):
+    async with queue_at(server, prefix) as queue:
+        with pytest.raises(ConfigurationError, match="is no Limits"):
+            await queue.set_limits(wrong)
+        assert not await redis.exists(f"{prefix}:meta")
 
 
 async def test_what_is_at_its_default_is_not_written(server, prefix, redis):

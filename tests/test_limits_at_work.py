@@ -163,7 +163,12 @@ async def test_a_key_that_the_platform_wants_left_alone(server, prefix):
         assert (stats.dead, stats.parked, stats.counters["paused_keys"]) == (0, 0, 3)
 
 
-@pytest.mark.parametrize("key", ["", 1j])
+def test_a_delay_that_is_no_number():
+    with pytest.raises(InvalidMessage, match="delay nan"):
+        Retry(delay=float("nan"), key="c1")
+
+
+@pytest.mark.parametrize("key", ["", 1j, "\ud800"])
 def test_a_key_that_is_none(key):
     with pytest.raises(InvalidMessage, match="key"):
         Retry(delay=1, key=key)

@@ -651,7 +651,8 @@ async def test_shards_take_turns_on_the_servers(spread):
             keys = [key async for key in client.scan_iter("*:queue:main")]
             assert {int(key.partition(":")[2].partition("}")[0]) % 3 for key in keys} == {number}
             held.append(sum([await client.zcard(key) for key in keys]))
-            assert bool(await client.exists(f"{{{queue.keys.prefix}}}:shards")) is (number == 0)
+            count = await client.hget(f"{{{queue.keys.prefix}}}:shards", "count")
+            assert count == ("7" if number == 0 else f"server {number + 1} of 3")
     assert sum(held) == await queue.length() == 200
     assert min(held) > 0
     assert len({id(shard.connection) for shard in queue.shards}) == 3
@@ -759,3 +760,28 @@ async def test_on_cluster_shards_spread_over_the_nodes(cluster, prefix):
         assert await queue.length() == 1
     async with ShardedQueue(prefix, shards=None, url=cluster) as queue:
         assert len(queue.shards) == 8
+
+
+async def test_servers_in_another_order_are_refused(private, prefix):
+    one, two = private(), private()
+    async with ShardedQueue(prefix, shards=4, url=[one.url, two.url]) as queue:
+        await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])
+    for urls, words in (([two.url, one.url], "server 2 of 2"), ([one.url, one.url], "same order")):
+        wrong = ShardedQueue(prefix, shards=4, url=urls)
+        with pytest.raises(ConfigurationError, match=words):
+            await wrong.open()
+        assert not wrong.connection.is_open
+    async with ShardedQueue(prefix, shards=None, url=[one.url, two.url]) as queue:
+        assert await queue.length() == 20
+
+
+async def test_it_may_be_opened_by_several_at_once(server, prefix):
+    queue = ShardedQueue(prefix, shards=4, url=server.url)
+
+    async def send(n):
+        await queue.open()
+        await queue.enqueue({"user_id": f"u{n}"})
+
+    await asyncio.gather(*map(send, range(8)))
+    assert await queue.length() == 8
+    await queue.close()
