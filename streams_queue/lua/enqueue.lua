@@ -1,10 +1,11 @@
 -- enqueue: nothing -> queued, or scheduled where it is due later; or nothing, where a limit of the queue refuses it
 -- KEYS     house, then per message: message done slot
--- ARGV     dedup_expiry index_users replicas in_order anew shards_version, then per message: id priority delay at ttl listener
---          deduplicated count, then count fields and values; where anew is 1, an id whose message has ended is as good as new; at is
---          when it is due, by the server's clock, or empty where the delay says it
--- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status, "duplicate"},
---          or {"", the limit's name, its value, seconds to wait or ""}; where in_order is 1, up to the first of those;
+-- ARGV     dedup_expiry index_users replicas in_order anew shards_version, then per message: id priority delay at ttl
+--          listener deduplicated count, then count fields and values; where anew is 1, an id whose message has ended is
+--          as good as new; at is when it is due, by the server's clock, or empty where the delay says it
+-- RETURNS  per message: {id, status} with the status of a new message, or {id of the existing one, its status,
+--          "duplicate"}, or {"", the limit's name, its value, seconds to wait or ""}; where in_order is 1, up to the
+--          first of those;
 --          an error for all where the caller goes by an older number of shards than this one
 --- include house
 --- include place
@@ -110,7 +111,7 @@ local function accept(message, now, stamp)
   return {message.id, status}
 end
 
--- What the queue declines: more unfinished messages than there is room for, and what finds one of its buckets empty. What
+-- What the queue declines: more unfinished messages than there is room for, and what finds a bucket of it empty. What
 -- one limit refuses costs nothing of the others, and a duplicate never comes here.
 local MOST_MESSAGES = 1000000000
 local room, buckets, bucket_keys = math.huge, {}, {}
@@ -131,7 +132,7 @@ local function draw_from(message, limit, rate, key)
   append(message.buckets, buckets[key])
 end
 
--- All buckets are read before the first write: where one is out of reach (a Cluster slot on its way), nothing is written.
+-- All buckets are read before the first write: where one is out of reach (a Cluster slot on its way), none is written.
 local function read_limits(messages, now)
   local most, field = whole_limit('limit_max_length', MOST_MESSAGES), agreed('limit_key')
   if most then room = most - call('ZCARD', MAIN) - call('ZCARD', RETRY) - call('ZCARD', SCHEDULED) end
@@ -150,7 +151,7 @@ local function read_limits(messages, now)
   end
 end
 
--- What to answer a message that is refused, by the limit that has to be waited for the longest; nothing where none does.
+-- What to answer a message that is refused, by the limit that has to be waited for the longest; or nothing.
 local function refusal_of(message)
   if room < 1 then
     count('refused_max_length')
@@ -182,7 +183,9 @@ end
 
 local wrong = wrong_type()
 if wrong then return wrong end
-if number(agreed('shards_version'), 0) > number(ARGV[6], 0) then return redis.error_reply('RESHARDED its number of shards is another by now') end
+if number(agreed('shards_version'), 0) > number(ARGV[6], 0) then
+  return redis.error_reply('RESHARDED its number of shards is another by now')
+end
 
 -- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end

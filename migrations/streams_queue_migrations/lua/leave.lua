@@ -1,8 +1,9 @@
 -- leave: waiting -> waiting, held by a lock of the mover's, so that no worker takes it; and read
 -- KEYS     house, then per message: message lock
 -- ARGV     owner hold_ms max_bytes, then per message: id
--- RETURNS  per message: {"held", the set it stands in, score, PTTL of its body, of its dedup slot, digest of its hash, hash as a
---          flat list}, {"busy"} (somebody holds it), {"later"} (over max_bytes), {"gone"}, or {"expired"} (it had no body)
+-- RETURNS  per message: {"held", the set it stands in, score, PTTL of its body, of its dedup slot, digest of its hash,
+--          hash as a flat list}, {"busy"} (somebody holds it), {"later"} (over max_bytes), {"gone"}, or {"expired"} (it
+--          had no body)
 --- include house
 --- include place
 --- include limits

@@ -1,4 +1,4 @@
--- part: held by the mover -> gone from this shard, with a proof that it has left; nothing where it changed since it was read
+-- part: held by the mover -> gone from this shard, with a proof that it has left; nothing where it has changed since
 -- KEYS     house, then per message: message lock done moved
 -- ARGV     owner proof_ttl, then per message: id digest
 -- RETURNS  per message: "moved" | "changed" (and held no more) | "lost" (it is the mover's no more)

@@ -1,7 +1,8 @@
 -- settle: a body that nobody sees -> the message, in the set and with the score that it had; or -> nothing
 -- KEYS     house, then per message: message lock done arriving moved
 -- ARGV     (none), then per message: id action; action is enter or discard
--- RETURNS  per message: "entered" | "known" (this shard has it already) | "expired" | "gone" (settled before, or discarded)
+-- RETURNS  per message: "entered" | "known" (this shard has it already) | "expired" | "gone" (settled before, or
+--          discarded)
 --- include house
 --- include place
 --- include limits
