@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -18,7 +18,7 @@ from streams_queue.sharding import ShardedQueue
 from streams_queue.shards import Routing, part_of
 from streams_queue_migrations.door import START
 from streams_queue_migrations.model import QUEUES, Check, Progress
-from streams_queue_migrations.shard_door import MOVERS, Held, RegistryDoor, Row, ShardDoor
+from streams_queue_migrations.shard_door import MOVERS, Arrival, Held, RegistryDoor, Row, ShardDoor
 
 PAUSE = 0.5
 """Seconds between two passes, where something is left that workers hold."""
@@ -219,41 +219,47 @@ class _Move:
     async def _carry(self, source: int, target: int, held: Sequence[Held]) -> int:
         here, there = self._doors[source], self._doors[target]
         failpoints.hit("mid_reshard")
-        await there.arrive(source, here.keys, held)
+        await there.arrive(self._owner, source, here.keys, held)
         failpoints.hit("mid_reshard")
         parted = await here.part(self._owner, held)
         failpoints.hit("mid_reshard")
-        await self._settle(target, {one.id: state == "moved" for one, state in zip(held, parted, strict=True)})
+        await self._settle(
+            target,
+            [one.id for one, state in zip(held, parted, strict=True) if state == "moved"],
+            [Arrival(one.id, source, self._owner) for one, state in zip(held, parted, strict=True) if state != "moved"],
+        )
         self._moved.update(one.set for one, state in zip(held, parted, strict=True) if state == "moved")
         return sum(state != "moved" for state in parted)
 
-    async def _settle(self, target: int, entering: dict[str, bool]) -> None:
-        await self._doors[target].settle({id: _ACTIONS[enters] for id, enters in entering.items()})
+    async def _settle(self, target: int, entering: Sequence[str], others: Sequence[Arrival]) -> None:
+        if entering:
+            await self._doors[target].settle(entering)
+        if others:
+            await self._doors[target].discard(others)
 
     async def _finish_arrivals(self, target: int) -> None:
         """What a run that was killed had left on its way: whoever still stands at the source is held anew, so that the
         other run, should it live, cannot let go of it.
         """
         arrivals = [arrival async for arrival in self._doors[target].arrivals()]
-        for source in sorted({source for _, source in arrivals}):
+        owners = {arrival.id: arrival.owner for arrival in arrivals}
+        for source in sorted({arrival.source for arrival in arrivals}):
             here = self._doors[source]
-            ids = [id for id, came_from in arrivals if came_from == source]
-            for page in _pages(ids):
+            for page in _pages([arrival.id for arrival in arrivals if arrival.source == source]):
                 held, others = await here.leave(self._owner, page)
                 if held:
                     await self._carry(source, target, held)
                 gone = [id for id, state in others.items() if state == "gone"]
-                moved = dict(zip(gone, await here.has_moved(gone), strict=True))
-                await self._settle(
-                    target, {id: moved.get(id, False) for id, state in others.items() if state != "later"}
-                )
-                self._finished += len(held) + sum(moved.values())
+                moved = [id for id, has in zip(gone, await here.has_moved(gone), strict=True) if has]
+                not_moved = [id for id, state in others.items() if state != "later" and id not in moved]
+                await self._settle(target, moved, [Arrival(id, source, owners[id]) for id in not_moved])
+                self._finished += len(held) + len(moved)
 
     # ---- proving
 
     async def _verify(self) -> tuple[list[Check], list[ShardCount]]:
         counts = await _count(self._doors, self._queue.routing, self._progress)
-        on_their_way = [id for door in self._doors async for id, _ in door.arrivals()]
+        on_their_way = [id for door in self._doors async for id, _, _ in door.arrivals()]
         stats = [await door.stats() for door in self._doors]
         out, came_in = (sum(found.counters.get(f"moved_{way}_messages", 0) for found in stats) for way in ("out", "in"))
         again = f"run `streams-queue reshard --prefix {self._queue.keys.prefix} --shards {self._count}` again"
@@ -273,9 +279,6 @@ class _Move:
             ),
         ]  # fmt: skip
         return checks, counts
-
-
-_ACTIONS: dict[bool, Literal["enter", "discard"]] = {True: "enter", False: "discard"}
 
 
 async def _strays(door: ShardDoor, number: int, queue: str, routing: Routing) -> AsyncIterator[dict[str, int]]:
@@ -326,9 +329,8 @@ async def _one_at_a_time(registry: RegistryDoor, name: str) -> AsyncIterator[str
     Raises:
         MigrationError: another one lives.
     """
-    owner, key = f"{MOVERS}{uuid.uuid4().hex}", registry.keys.resharder
-    deadline = time.monotonic() + 2 * LASTS
-    while not await registry.lock(key, owner, LASTS, shared=True):
+    key, deadline = registry.keys.resharder, time.monotonic() + 2 * LASTS
+    while not await registry.lock(key, owner := await _name(registry), LASTS, shared=True):
         if time.monotonic() > deadline:
             raise MigrationError(
                 f"the number of shards of queue {name!r} is being changed by another process: wait for it"
@@ -341,6 +343,12 @@ async def _one_at_a_time(registry: RegistryDoor, name: str) -> AsyncIterator[str
         renewing.cancel()
         with suppress(StreamsQueueError):  # it runs out by itself
             await registry.unlock(key, owner)
+
+
+async def _name(registry: RegistryDoor) -> str:
+    """One that comes later than those of all earlier movers: by the clock of the server that has the lock."""
+    seconds, microseconds = await registry.command("TIME")
+    return f"{MOVERS}{int(seconds):011d}{int(microseconds):06d}-{uuid.uuid4().hex}"
 
 
 async def _renew(registry: RegistryDoor, owner: str) -> None:

@@ -1,7 +1,7 @@
 """The resharder's door to one shard: a typed coroutine for each of its Lua files."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
 
 from streams_queue.answers import id_of
 from streams_queue.codec import Fields, fields_of
@@ -32,11 +32,11 @@ FENCE = Script("fence", ("version",), home=_HOME)
 ROLL = Script("roll", ("queue", "cursor", "limit", "field"), home=_HOME)
 LEAVE = Script("leave", ("owner", "hold_ms", "max_bytes"), ("id",), ("message", "lock"), home=_HOME)
 ARRIVE = Script(
-    "arrive", ("from",), ("id", "set", "score", "ttl_ms", "slot_ms", "count"), ("message", "done", "arriving"),
+    "arrive", ("owner", "from"), ("id", "set", "score", "ttl_ms", "slot_ms", "count"), ("message", "done", "arriving"),
     home=_HOME,
 )  # fmt: skip
 PART = Script("part", ("owner", "proof_ttl"), ("id", "digest"), ("message", "lock", "done", "moved"), home=_HOME)
-SETTLE = Script("settle", (), ("id", "action"), ("message", "lock", "done", "arriving", "moved"), home=_HOME)
+SETTLE = Script("settle", (), ("id", "action", "owner"), ("message", "lock", "done", "arriving", "moved"), home=_HOME)
 
 SCRIPTS = (TURN, FENCE, ROLL, LEAVE, ARRIVE, PART, SETTLE)
 
@@ -58,6 +58,14 @@ class Held(NamedTuple):
     slot_ttl: int
     digest: str
     flat: list[bytes]
+
+
+class Arrival(NamedTuple):
+    """A body that nobody sees yet: the shard that it came from, and who brought it."""
+
+    id: str
+    source: int
+    owner: str
 
 
 class ShardDoor(Door):
@@ -89,12 +97,12 @@ class ShardDoor(Door):
                 others[id] = state.decode()
         return held, others
 
-    async def arrive(self, source: int, former: Keys, held: Sequence[Held]) -> list[bool]:
-        """Write bodies that nobody sees yet; False for one that the shard knows already."""
+    async def arrive(self, owner: str, source: int, former: Keys, held: Sequence[Held]) -> list[bool]:
+        """Write bodies that nobody sees yet; False for one that the shard or a later mover has."""
         rows = [(one.id, one.set, one.score, one.ttl, one.slot_ttl, len(one.flat) // 2) for one in held]
         tails = [_at_home(one.flat, former, self.keys) for one in held]
         keys = self._keys_of(ARRIVE, [one.id for one in held])
-        return [bool(new) for new in await self._run(ARRIVE, (source,), rows, keys, tails)]
+        return [bool(new) for new in await self._run(ARRIVE, (owner, source), rows, keys, tails)]
 
     async def part(self, owner: str, held: Sequence[Held]) -> list[str]:
         """Take out what is held and did not change: ``moved``, ``changed`` or ``lost`` for each."""
@@ -102,23 +110,29 @@ class ShardDoor(Door):
         replies = await self._run(PART, (owner, PROOF), [(one.id, one.digest) for one in held], keys)
         return [reply.decode() for reply in replies]
 
-    async def settle(self, actions: Mapping[str, Literal["enter", "discard"]]) -> list[str]:
-        """Have bodies that nobody sees be messages, or be gone: ``entered``, ``known``, ``expired``, ``gone``."""
-        replies = await self._run(SETTLE, (), list(actions.items()), self._keys_of(SETTLE, actions))
+    async def settle(self, ids: Sequence[str]) -> list[str]:
+        """Have bodies that nobody sees be messages: ``entered``, ``known``, ``expired`` or ``gone`` for each."""
+        replies = await self._run(SETTLE, (), [(id, "enter", "") for id in ids], self._keys_of(SETTLE, ids))
         return [reply.decode() for reply in replies]
+
+    async def discard(self, arrivals: Sequence[Arrival]) -> None:
+        """Have bodies that nobody sees be gone, unless another mover has brought them anew."""
+        rows = [(arrival.id, "discard", arrival.owner) for arrival in arrivals]
+        await self._run(SETTLE, (), rows, self._keys_of(SETTLE, [arrival.id for arrival in arrivals]))
 
     async def has_moved(self, ids: Sequence[str]) -> list[bool]:
         """For each, whether there is proof that it has left this shard."""
         return [bool(await self.command("EXISTS", self.keys.moved(id))) for id in ids]
 
-    async def arrivals(self) -> AsyncIterator[tuple[str, int]]:
-        """Bodies that nobody sees yet, and the shards that they came from. Reads the whole database."""
+    async def arrivals(self) -> AsyncIterator[Arrival]:
+        """Bodies that nobody sees yet. Reads the whole database."""
         start = len(self.keys.arriving(""))
         async for keys in self.scan(f"{self.keys.arriving('')}*", kind="hash"):
             for key in keys:
                 move = await self.command("HGET", key, "_sq_move")
                 if move is not None:
-                    yield key.decode(errors="surrogateescape")[start:], int(move.split()[-1])
+                    *_, owner, source = move.decode().split()
+                    yield Arrival(key.decode(errors="surrogateescape")[start:], int(source), owner)
 
 
 class RegistryDoor(Door):

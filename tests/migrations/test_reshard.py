@@ -15,6 +15,7 @@ from streams_queue import ConfigurationError, MigrationError, QueueUnavailable, 
 from streams_queue.keys import registry_prefix
 from streams_queue_migrations import plan_reshard, reshard
 from streams_queue_migrations.resharding import Resharded
+from streams_queue_migrations.shard_door import MOVERS, Arrival, ShardDoor
 
 Queue = ShardedQueue[Any]
 
@@ -343,3 +344,35 @@ async def test_killed_and_not_run_again_what_was_held_goes_on_where_it_is(queue,
     await resharded(prefix, server.url, 6)
     await work(queue, handler.handle)
     assert Counter(handler.ids) == Counter(ids), "the copy was not run"
+
+
+@pytest.mark.parametrize("stalled_before", ["arrive", "part", "discard"])
+async def test_one_that_stalled_and_wakes_discards_nothing_of_the_next(queue, server, stalled_before):
+    """The next has the message in its hands, gone from its source, when the first goes on."""
+    (receipt,) = await queue.enqueue_many([{"user": 1}])
+    source = queue.routing.holders(receipt.id)[0]
+    here, there = (ShardDoor(queue.shards[n].connection, queue.shards[n].keys) for n in (source, (source + 1) % 4))
+    first, second = f"{MOVERS}1", f"{MOVERS}2"
+
+    async def step(owner: str, held: Any, name: str) -> None:
+        match name:
+            case "arrive":
+                await there.arrive(owner, source, here.keys, held)
+            case "part":
+                await here.part(owner, held)
+            case "discard":
+                await there.discard([Arrival(receipt.id, source, owner)])
+
+    steps = ["arrive", "part", "discard"]
+    held, _ = await here.leave(first, [receipt.id])
+    for name in steps[: steps.index(stalled_before)]:
+        if name == "part":
+            await here.leave(second, [receipt.id])  # takes it over
+        await step(first, held, name)
+    again, _ = await here.leave(second, [receipt.id])
+    await there.arrive(second, source, here.keys, again)
+    assert await here.part(second, again) == ["moved"]
+    for name in steps[steps.index(stalled_before) :]:
+        await step(first, held, name)
+    assert [arrival async for arrival in there.arrivals()] == [Arrival(receipt.id, source, second)]
+    assert await there.settle([receipt.id]) == ["entered"]

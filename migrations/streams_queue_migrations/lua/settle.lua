@@ -1,8 +1,8 @@
 -- settle: a body that nobody sees -> the message, in the set and with the score that it had; or -> nothing
 -- KEYS     house, then per message: message lock done arriving moved
--- ARGV     (none), then per message: id action; action is enter or discard
--- RETURNS  per message: "entered" | "known" (this shard has it already) | "expired" | "gone" (settled before, or
---          discarded)
+-- ARGV     (none), then per message: id action owner; action is enter, or discard of what this owner has brought
+-- RETURNS  per message: "entered" | "known" (this shard has it already) | "expired" | "gone" (settled before,
+--          discarded, or another's)
 --- include house
 --- include place
 --- include limits
@@ -65,13 +65,15 @@ local function enter(id)
   return 'entered'
 end
 
+-- A mover that stalled must not discard what the next one has brought: it may be gone from where it was.
+local function discard(id, owner)
+  local move = call('HGET', arriving_key(id), '_sq_move')
+  if move and string.match(move, '(%S+) %S+$') == owner then call('DEL', arriving_key(id)) end
+  return 'gone'
+end
+
 local answers = {}
-for a = 1, #ARGV, 2 do
-  if ARGV[a + 1] == 'enter' then
-    answers[#answers + 1] = enter(ARGV[a])
-  else
-    call('DEL', arriving_key(ARGV[a]))
-    answers[#answers + 1] = 'gone'
-  end
+for a = 1, #ARGV, 3 do
+  answers[#answers + 1] = ARGV[a + 1] == 'enter' and enter(ARGV[a]) or discard(ARGV[a], ARGV[a + 2])
 end
 return finish(answers)
