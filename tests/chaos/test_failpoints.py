@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import streams_queue
+import streams_queue_migrations
 from streams_queue import failpoints
 
 SOURCES = Path(streams_queue.__file__).parent
@@ -24,7 +25,8 @@ def test_they_cost_nothing_when_off():
 
 
 def test_each_stands_in_the_engine():
-    calls = "".join(path.read_text() for path in SOURCES.glob("*.py") if path.name != "failpoints.py")
+    files = [*SOURCES.glob("*.py"), *Path(streams_queue_migrations.__file__).parent.glob("*.py")]
+    calls = "".join(path.read_text() for path in files if path.name != "failpoints.py")
     assert set(re.findall(r'failpoints\.hit\("(\w+)"\)', calls)) == set(failpoints.NAMES) - {"mid_handler"}
 
 
