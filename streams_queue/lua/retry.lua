@@ -4,7 +4,8 @@
 --        stood, another waits.
 -- KEYS     house, then per message: message lock done
 -- ARGV     consumer max_retries dead_letter_ttl dedup_expiry, then per message: id entry delivery delay reason error key
--- RETURNS  per message: "retry" | "queued" (with its key paused) | "error" (now a dead letter) | "stale" | "gone" (it had left the line, and was dropped)
+-- RETURNS  per message: "retry" | "queued" (with its key paused) | "error" (now a dead letter) | "stale" | "gone" (it had
+--          left the line, and was dropped)
 --- include house
 --- include place
 --- include limits

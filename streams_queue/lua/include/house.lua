@@ -63,7 +63,8 @@ local function seconds(time) return string.format('%.6f', time) end
 local function wrong_type()
   local wanted = {
     [MAIN] = 'zset', [RETRY] = 'zset', [SCHEDULED] = 'zset', [DLQ] = 'zset', [LOST] = 'zset', [BODILESS] = 'zset',
-    [LINES.h] = 'zset', [LINES.l] = 'zset', [PARKED] = 'zset', [WAKE] = 'zset', [STREAMS.h] = 'stream', [STREAMS.n] = 'stream', [STREAMS.l] = 'stream',
+    [LINES.h] = 'zset', [LINES.l] = 'zset', [PARKED] = 'zset', [WAKE] = 'zset',
+    [STREAMS.h] = 'stream', [STREAMS.n] = 'stream', [STREAMS.l] = 'stream',
     [META] = 'hash',
   }
   for key, kind in pairs(wanted) do

@@ -33,7 +33,8 @@ local function has_turn(key, body, letter, entry, id, now)
   local left, next_at = may_begin(key, now)
   if left > 0 and left < math.huge then  -- nobody overtakes those that wait for the rate of their key
     local first = first_parked(key)
-    if first and number(call('ZSCORE', MAIN, first), math.huge) < tonumber(call('ZSCORE', MAIN, id)) then left, next_at = 0, now end
+    local place = first and number(call('ZSCORE', MAIN, first), math.huge)
+    if place and place < tonumber(call('ZSCORE', MAIN, id)) then left, next_at = 0, now end
   end
   if left < 1 then
     park(letter, entry, id, key, next_at)
