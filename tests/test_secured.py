@@ -100,10 +100,9 @@ async def test_doctor_finds_the_rights_of_each_role_enough(secured, role):
     assert check.verdict == "ok", check.reason
 
 
+@pytest.mark.parametrize("secured", ["cluster"], indirect=True)
 async def test_a_slot_on_its_way_asks_no_more_rights(secured):
     """A client is sent on by ASK, with a command of its own."""
-    if not isinstance(secured, setups.Cluster):
-        pytest.skip("Sentinel moves no slots")
     slot, source, target = secured.slot(PREFIX), secured.nodes[0], secured.nodes[1]
     handler = Handler()
     async with (
@@ -142,8 +141,7 @@ async def test_who_is_not_let_in(secured, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["", "&sentinel_password=wrong"])
+@pytest.mark.parametrize("secured", ["sentinel"], indirect=True)
 async def test_sentinels_that_ask_for_a_password(secured, given):
-    if not isinstance(secured, setups.Watched):
-        pytest.skip("a Cluster has no Sentinels")
     text = await refused(url_for(secured, Role.WORKER).replace(f"&sentinel_password={ASKED}", given))
     assert "?sentinel_password=" in text
