@@ -1,6 +1,7 @@
 """Apply: an old queue -> one of this engine. May be killed at any moment and run again."""
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,9 @@ GRACE = 5.0
 
 LOOKS = 10
 """How often the counts are read for one comparison."""
+
+FURTHER = 20
+"""How often that is done again while the sums do not add up: some two seconds in all."""
 
 AT_ONCE = 2
 """Pages of main that are under way at once."""
@@ -173,12 +177,19 @@ class _Move:
                     break
 
     async def _added_up(self, verified: Verified, before: tuple[int, int]) -> Verified:
-        """Verified, with one check more: whoever was there, or came, is there or has left."""
-        fewest, most = await self._unaccounted()
-        left = self._done["left"]
+        """Verified, with one check more: whoever was there, or came, is there or has left.
+
+        What is lost stays lost, while what is not counted yet soon is: a difference is looked at for longer.
+        """
+        after = await self._unaccounted()
+        for _ in range(FURTHER):
+            if not _differ(before, after, self._done["left"]):
+                break
+            again = await self._unaccounted()
+            after = min(after[0], again[0]), max(after[1], again[1])
         check = Check(
             name="sums", what="whoever was there, or came, is there or has left",
-            violations=max(0, before[0] - left - most, fewest - (before[1] - left)),
+            violations=_differ(before, after, self._done["left"]),
             remedy="somebody added or took out ids meanwhile: old workers, a script, another migration? Run it again",
         )  # fmt: skip
         return msgspec.structs.replace(verified, checks=[*verified.checks, check])
@@ -194,8 +205,13 @@ class _Move:
             stats = await self._door.stats()
             came, *left = (stats.counters.get(f"{name}_messages", 0) for name in _CAME_AND_LEFT)
             looks.append(sum(sizes_in(stats).values()) - came + sum(left))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(random.uniform(0, 0.02))  # out of step with producers that march in step
         return min(looks), max(looks)
+
+
+def _differ(before: tuple[int, int], after: tuple[int, int], left: int) -> int:
+    """By how many ids two counts differ at least, each known from its fewest to its most."""
+    return max(0, before[0] - left - after[1], after[0] - (before[1] - left))
 
 
 _CAME_AND_LEFT = ("total", "completed", "removed", "expired")
