@@ -4,18 +4,18 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Unpack, overload
+from typing import Any, Unpack, overload
 
 import anyio
 import msgspec
 
 from streams_queue.codec import value_in
-from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, NotFound, QueueUnavailable, StreamsQueueError
-from streams_queue.keys import Keys, name_of_sharded, number_of_shard, registry_prefix, shard_prefix, valid_id
+from streams_queue.keys import Keys, registry_prefix, shard_prefix, valid_id
 from streams_queue.listener import Listener
 from streams_queue.model import Payload, Priority, Receipt
 from streams_queue.queue import Options, Queue
+from streams_queue.registry import Registry, place_of_server
 from streams_queue.routing import MOST_SHARDS, made_id
 from streams_queue.settings import Settings
 from streams_queue.shards import Routing, Shards, key_stays, together
@@ -28,77 +28,6 @@ FOLLOWS = 2.0
 
 _PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds after looks at a registry that does not yet say what a shard knows: it fell back behind, as by a failover."""
-
-
-class Registry(NamedTuple):
-    """What all programs that use a sharded queue have agreed on (``{name}:shards``)."""
-
-    shards: int
-    key: str | None
-    servers: int
-    version: int
-    """Goes up with each change of the number of shards."""
-    former: int | None = None
-    """How many shards there were before their number was last changed."""
-    moving: bool = False
-    """Whether messages are still being moved to where they belong."""
-
-    @classmethod
-    async def read(cls, connection: Connection, name: str) -> "Registry | None":
-        """What is agreed; None where nothing is: there is no such sharded queue."""
-        return await cls._registered(connection, name, "", "", "")
-
-    @classmethod
-    async def agree(cls, connection: Connection, name: str, count: int, key: str | None, servers: int) -> "Registry":
-        """What is agreed; these where nothing was."""
-        registry = await cls._registered(connection, name, count, key or "", servers)
-        assert registry is not None
-        return registry
-
-    @classmethod
-    async def _registered(
-        cls, connection: Connection, name: str, count: int | str, key: str, servers: int | str
-    ) -> "Registry | None":
-        fields = await Transitions(connection, Keys(registry_prefix(name))).register(count, key, servers)
-        if not fields:
-            return None
-        if fields.get("count", b"").startswith(b"server "):
-            raise ConfigurationError(
-                f"the first server that was named is {fields['count'].decode()} of queue {name!r}: name all of them in "
-                "the order in which the others name them"
-            )
-        try:
-            shards, servers = _within(fields["count"], MOST_SHARDS), _within(fields["servers"], MOST_SHARDS)
-            version = int(fields["version"])
-            former = _within(fields["former"], MOST_SHARDS) if "former" in fields else None
-            return cls(shards, fields["key"].decode() or None, servers, version, former, "moving" in fields)
-        except (KeyError, ValueError) as error:
-            raise ConfigurationError(
-                f"the key {registry_prefix(name)}:shards holds no registry of shards ({error!r}): is it another "
-                "program's?"
-            ) from None
-
-    def require(self, name: str, shards: int, key: str | None, servers: int) -> None:
-        """Nothing, where this is what a program was told.
-
-        Raises:
-            ConfigurationError: it is not; names both, and the remedy.
-        """
-        if shards != self.shards and not (self.moving and shards == self.former):
-            raise ConfigurationError(
-                f"queue {name!r} has {self.shards} shards, {shards} were asked for: say that (or None), or "
-                f"change their number with `streams-queue reshard --prefix {name}`"
-            )
-        if key != self.key:
-            raise ConfigurationError(
-                f"messages of queue {name!r} go by {self.key!r}, key={key!r} was asked for: say key={self.key!r}, or "
-                "shards=None to take what was agreed"
-            )
-        if servers != self.servers:
-            raise ConfigurationError(
-                f"the shards of queue {name!r} are on {self.servers} servers, {servers} were named: name all of them, "
-                "in the same order"
-            )
 
 
 class ShardedQueue(Queue[Payload]):
@@ -375,13 +304,14 @@ class ShardedQueue(Queue[Payload]):
     async def _check_places(self) -> None:
         """Each server knows which one it is: named in another order, messages would wait where nobody looks."""
         name, servers = self.keys.prefix, len(self.servers)
-        for place, shard in enumerate(self._all_shards[1:servers], 2):
-            words = _place(place, servers) if self._asked is not None else ""
-            found = await Transitions(shard.connection, Keys(registry_prefix(name))).register(words, "", servers)
-            if found and found.get("count") != _place(place, servers).encode():
+        for number, shard in enumerate(self._all_shards[1:servers], 1):
+            place = place_of_server(number + 1, servers)
+            common = Transitions(shard.connection, Keys(registry_prefix(name)))
+            found = await common.register(place if self._asked is not None else "", "", servers)
+            if found and found.get("count") != place.encode():
                 raise ConfigurationError(
-                    f"{self.servers[place - 1].display} is not {_place(place, servers)} of queue {name!r}: name each "
-                    "server once, and all programs in the same order"
+                    f"{self.servers[number].display} is not {place} of queue {name!r}: name each server once, and all "
+                    "programs in the same order"
                 )
 
     def _shard(self, number: int, all_shards: Shards) -> Queue[Payload]:
@@ -397,91 +327,12 @@ class ShardedQueue(Queue[Payload]):
         return shard
 
 
-class NamedQueue(ShardedQueue[dict[str, Any]]):
-    """The queue that bears a name, for who looks at it from outside: with shards where its server knows of some.
-
-    One without shards is on the first server, one shard alone on its own.
-    """
-
-    def __init__(self, prefix: str, *, url: str | Sequence[str] | None = None) -> None:
-        super().__init__(prefix, shards=None, url=url)
-        self._name = self.keys
-
-    def _check_prefix(self) -> None:
-        """On Redis Cluster it gets a hash tag when it is open, if it has no shards."""
-
-    async def _find_shards(self) -> None:
-        self.keys = self._name
-        registry = None if self.keys.has_hash_tag else await self._registry(self.keys.prefix)
-        if registry is None:
-            self.shards, self.key = (), None
-            self.keys = Keys(self.settings.prefix(self.keys.prefix))
-            self.use(await self._own_connection())
-        else:
-            self.key = registry.key
-            registry.require(self.keys.prefix, registry.shards, self.key, len(self.servers))
-            await self._use_shards(registry)
-
-    async def _own_connection(self) -> Connection:
-        """To the server that has this queue: where it is one shard of another, not always the first.
-
-        Raises:
-            ConfigurationError: it is on a server that was not named.
-        """
-        name, number = name_of_sharded(self.keys.prefix), number_of_shard(self.keys.prefix)
-        registry = None if name is None else await self._registry(name)
-        if name is None or number is None or registry is None or number % registry.servers == 0:
-            return self.connection
-        registry.require(name, registry.shards, registry.key, len(self.servers))
-        await self.connection.close()
-        connection = Connection(self.servers[number % len(self.servers)])
-        await connection.open()
-        return connection
-
-    async def _registry(self, name: str) -> Registry | None:
-        try:
-            return await Registry.read(self.connection, name)
-        except ConfigurationError:  # who may not look at it, or finds another program's key, has no sharded queue
-            return None
-
-    def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
-        return super()._new_ids(payloads) if self.shards else Queue._new_ids(self, payloads)
-
-    def _home(self, id: str, fields: Sequence[bytes]) -> Queue[dict[str, Any]]:
-        return super()._home(id, fields) if self.shards else self
-
-    async def result(self, id: str, timeout: float | None = None) -> Any:
-        """As `Queue.result`."""
-        return await (super().result(id, timeout) if self.shards else Queue.result(self, id, timeout))
-
-
-async def shares_of(servers: Sequence[Settings], prefixes: Sequence[str]) -> list[list[str]]:
-    """For each server the prefixes of the queues on it, shards instead of a sharded queue."""
-    shares: list[list[str]] = [[] for _ in servers]
-    for prefix in prefixes:
-        async with NamedQueue(prefix, url=[settings.url for settings in servers]) as queue:
-            for shard in queue.shards or [queue]:
-                shares[queue.servers.index(shard.connection.settings)].append(shard.keys.prefix)
-    return shares
-
-
 def _count(shards: Any) -> int | None:
     if shards is None:
         return None
     if type(shards) is not int or not 1 <= shards <= MOST_SHARDS:
         raise ConfigurationError(f"shards={shards!r:.200} is not a whole number from 1 to {MOST_SHARDS}")
     return shards
-
-
-def _place(place: int, servers: int) -> str:
-    """What stands for the number of shards on the servers after the first."""
-    return f"server {place} of {servers}"
-
-
-def _within(number: bytes, most: int) -> int:
-    if not 1 <= int(number) <= most:
-        raise ValueError(f"{int(number)} is not from 1 to {most}")
-    return int(number)
 
 
 def _key(key: Any, payload: Any) -> str | None:

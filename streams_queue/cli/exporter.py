@@ -8,7 +8,7 @@ import typer
 from streams_queue.cli.options import EXIT_CODES, PREFIX, Url, queue_name, refuse_private
 from streams_queue.cli.terminal import LogFormat, LogLevel, ending_signals, fail_by, log_to_stderr
 from streams_queue.errors import StreamsQueueError
-from streams_queue.sharding import NamedQueue
+from streams_queue.named import NamedQueue
 
 PORT = 9400
 

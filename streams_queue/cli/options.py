@@ -8,9 +8,9 @@ import typer
 
 from streams_queue.cli.terminal import LogLevel, fail, fail_by, log_to_stderr
 from streams_queue.errors import ConfigurationError, StreamsQueueError
+from streams_queue.named import NamedQueue
 from streams_queue.queue import Queue
 from streams_queue.settings import Address, Settings
-from streams_queue.sharding import NamedQueue
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from streams_queue.connection import Connection
 from streams_queue.dashboard.history import History, Sample
 from streams_queue.discovery import discover
 from streams_queue.errors import ConfigurationError, QueueUnavailable, StreamsQueueError
+from streams_queue.named import NamedQueue
 from streams_queue.queue import Queue
 from streams_queue.settings import Settings
-from streams_queue.sharding import NamedQueue
 
 logger = logging.getLogger(__name__)
 

@@ -103,6 +103,16 @@ async def test_several_servers(run, server, private, prefix):
         code, _, err = run("stats")
         assert code == 2
         assert "on 2 servers, 1 were named" in err
+        code, _, err = run("stats", "--url", f"{other.url} {server.url}")
+        assert code == 2
+        assert "server 2 of 2" in err
+
+
+async def test_what_shards_have_in_common_is_no_queue(run, server, prefix):
+    async with ShardedQueue(prefix, shards=2, url=server.url):
+        code, _, err = run("pause", "--prefix", f"{{{prefix}}}")
+        assert code == 2
+        assert f"write '{prefix}'" in err
 
 
 async def test_one_shard_on_another_server(run, server, private, prefix):

@@ -24,10 +24,10 @@ from streams_queue.cli.terminal import FAILED, MISUSED, LogLevel, code_of, fail,
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.keys import Keys
+from streams_queue.named import shares_of
 from streams_queue.queue import Queue
 from streams_queue.redaction import printable
 from streams_queue.settings import Settings
-from streams_queue.sharding import shares_of
 
 WARNED = 4
 """The exit code of warnings without a danger."""
