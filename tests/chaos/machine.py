@@ -27,6 +27,7 @@ from chaos.edits import DESTRUCTIVE, HARMLESS, Edited, claim_elsewhere, odd_fiel
 from streams_queue import settings as server_settings
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
+from streams_queue.limits import LOW_SHARE, NORMAL_SHARE
 from streams_queue.model import Lease, Priority
 from streams_queue.transitions import GROUP
 from transitions.tables import LEASE, Queue
@@ -39,6 +40,9 @@ LATER = 1000.0
 """Seconds of every delay: until a step lets that time come."""
 WORKERS = ("w1", "w2")
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+SLOT = 1_000_000
+SHARES: dict[Priority, int] = {"normal": round(NORMAL_SHARE * SLOT), "low": round(LOW_SHARE * SLOT)}
+"""In millionths of a slot, as credits are kept."""
 
 
 class Place(StrEnum):
@@ -201,6 +205,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS), count=st.integers(1, 4), alone=st.booleans())
     def claim(self, worker: str, count: int, alone: bool) -> None:
+        credits = self.do(self._credits())
         claimed = self.do(self.queue.transitions.claim(worker, count, alone=alone))
         ids = [delivery.lease.id for delivery in claimed.deliveries]
         assert len(set(ids)) == len(ids), ids
@@ -208,7 +213,7 @@ class Machine(RuleBasedStateMachine):
         suspects = [id for id in ids if self.known[id].suspect and not self.known[id].wild]
         assert not suspects or (alone and len(ids) == 1), f"{suspects} is not to run beside others"
         if not (self.is_wild or self.phantoms or any(m.healed for m in self.tame(Place.QUEUED))):
-            assert ids == self._chosen(count, alone, ids)
+            assert ids == self._chosen(count, alone, ids, credits)
         for delivery in claimed.deliveries:
             assert "timestamp" in delivery.fields, "an empty body"
             message = self.known[delivery.lease.id]
@@ -216,23 +221,43 @@ class Machine(RuleBasedStateMachine):
             message.place, message.lease, message.holder = Place.PROCESSING, delivery.lease, worker
             message.turn, message.healed = None, False
 
-    def _chosen(self, count: int, alone: bool, ids: list[str]) -> list[str]:
-        """A suspect alone and first; then what was delivered before, in any order; then by priority and turn."""
+    def _chosen(self, count: int, alone: bool, ids: list[str], credits: dict[Priority, int]) -> list[str]:
+        """A suspect alone and first; then by priority, with what the lower ones are due."""
         waiting = self.tame(Place.QUEUED)
         suspects = [m.id for m in waiting if m.suspect and m.turn is None]
         if alone and suspects:
             return [id for id in ids if id in suspects][:1]
-        back = [m.id for m in waiting if m.turn is None and not m.suspect]
-        chosen = [id for id in ids if id in back]
-        assert len(chosen) == min(count, len(back)), f"{ids}: what was handed back comes first, {back}"
-        for priority in PRIORITIES:
-            fresh = [m for m in waiting if m.turn is not None and m.priority == priority]
-            for message in sorted(fresh, key=lambda m: m.turn or 0)[: count - len(chosen)]:
+        present = {m.priority for m in self.tame(Place.QUEUED, Place.PROCESSING)}
+        lines = {priority: self._line(priority, ids) for priority in PRIORITIES if priority in present}
+        chosen: dict[Priority, list[str]] = {priority: [] for priority in lines}
+
+        def take(priority: Priority, wanted: int) -> None:
+            taken, lines[priority] = lines[priority][:wanted], lines[priority][wanted:]
+            for message in taken:
                 if message.suspect:
                     message.turn = None  # met by somebody who does not run it alone: set aside
                 else:
-                    chosen.append(message.id)
-        return chosen
+                    chosen[priority].append(message.id)
+
+        def free() -> int:
+            return count - sum(map(len, chosen.values()))
+
+        for priority in [*lines][:0:-1]:
+            take(priority, min(free(), max(0, (credits[priority] + SHARES[priority] * count) // SLOT)))
+        for priority in lines:
+            take(priority, free())
+        return [*itertools.chain.from_iterable(chosen.values())]
+
+    def _line(self, priority: Priority, ids: list[str]) -> list[Model]:
+        """What was delivered before, in any order (so in the one of `ids`); then by turn."""
+        waiting = [m for m in self.tame(Place.QUEUED) if m.priority == priority]
+        back = [m for m in waiting if m.turn is None and not m.suspect]
+        back.sort(key=lambda m: ids.index(m.id) if m.id in ids else len(ids))
+        return back + sorted((m for m in waiting if m.turn is not None), key=lambda m: m.turn or 0)
+
+    async def _credits(self) -> dict[Priority, int]:
+        normal, low = await self.client.hmget(self.queue.keys.meta, "credit_normal", "credit_low")
+        return {"normal": int(normal or 0), "low": int(low or 0)}
 
     @precondition(lambda self: self.tame(Place.PROCESSING))
     @rule(data=st.data(), how=st.sampled_from(["complete", "retry", "dead_letter", "release", "renew"]))
