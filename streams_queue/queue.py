@@ -1,49 +1,38 @@
 """The queue as its callers see it: enqueue, look, wait, remove, and the dead letters."""
 
-import asyncio
 import os
-import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Self, TypedDict, cast, overload
+from typing import Any, Generic, Self, TypedDict, cast, overload
 
 import anyio
-import msgspec
 
 from streams_queue import tracing
 from streams_queue.answers import Answered, Enqueued, NewMessage, Outdated, Refused
+from streams_queue.arguments import Conditions, check_priority, check_replicas, positive, whole
 from streams_queue.batching import Batcher
-from streams_queue.codec import Codec, text
+from streams_queue.codec import Codec
 from streams_queue.connection import Connection
+from streams_queue.dead_letters import DeadLetters
 from streams_queue.errors import (
     ConfigurationError,
-    Expired,
-    HandlerFailed,
     InvalidMessage,
-    NotFound,
     QueueUnavailable,
-    Removed,
 )
 from streams_queue.keys import Keys, tagged, valid_id
 from streams_queue.limits import Limits
-from streams_queue.listener import REREAD, Event, Listener
-from streams_queue.model import FINAL, LETTERS, Message, Payload, Priority, Receipt, Stats, Status
+from streams_queue.listener import Listener
+from streams_queue.model import Message, Payload, Priority, Receipt, Stats
 from streams_queue.refusals import rejection
+from streams_queue.results import Results
 from streams_queue.settings import Settings
 from streams_queue.transitions import Resharded, Transitions
 
 RESULT_LIMIT = 64 << 10
 """Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""
-
-_SCAN = 100
-
-LONGEST = 100 * 365 * 86400.0
-"""Seconds: a longer time is a mistake, and before long more than Redis takes."""
-
-MOST_REPLICAS = 1000
 
 _NAMED = 3
 """Ids that an error's text names at most."""
@@ -120,13 +109,12 @@ class Queue(Generic[Payload]):
     ) -> None:
         self.keys = Keys(prefix)
         self.settings = Settings.resolve(url)
-        self.ttl = _positive("ttl", ttl) if ttl is not None else None
-        self.dedup_expiry = _whole("dedup_expiry", dedup_expiry)
-        self.result_ttl = _whole("result_ttl", result_ttl)
-        self.dead_letter_ttl = _whole("dead_letter_ttl", dead_letter_ttl)
-        self.codec: Codec[Payload] = Codec(payload, _whole("max_payload", max_payload))
+        self.ttl = positive("ttl", ttl) if ttl is not None else None
+        self.dedup_expiry = whole("dedup_expiry", dedup_expiry)
+        self.result_ttl = whole("result_ttl", result_ttl)
+        self.dead_letter_ttl = whole("dead_letter_ttl", dead_letter_ttl)
+        self.codec: Codec[Payload] = Codec(payload, whole("max_payload", max_payload))
         self.use(Connection(self.settings))
-        self.dead_letters: DeadLetters[Payload] = DeadLetters(self)
         # By replicas: who waits for them delays nobody else.
         self._enqueues: dict[int, _Enqueues] = {}
         self._check_prefix()
@@ -224,13 +212,13 @@ class Queue(Generic[Payload]):
                 the same ``id``, and it is in the queue once. Where too few replicas confirmed it in time, it is in the
                 queue, and the text says so: a duplicate waits for the replicas again.
         """
-        how = self._how(priority, delay, ttl, at)
+        conditions = Conditions.checked(priority, delay, at, self.ttl if ttl is None else ttl)
         fields = self.codec.encode(payload)
         own_id = valid_id(id) if id is not None else self._new_ids([fields])[0]
         home = self._home(own_id, fields)
         batcher = home._batcher(replicas)
         slot = home._slot(unique_key) if unique_key is not None else None
-        message = how.message(own_id, slot, fields)
+        message = conditions.message(own_id, slot, fields)
         if tracing.is_on():
             accepted = await tracing.send(self.keys.prefix, [message], lambda traced: self._accept(batcher, *traced))
         else:
@@ -263,11 +251,11 @@ class Queue(Generic[Payload]):
             RateLimited: the same, for another limit.
             QueueUnavailable: the server cannot take them now.
         """
-        _check_replicas(replicas)
-        how = self._how(priority, delay, ttl, at)
+        check_replicas(replicas)
+        conditions = Conditions.checked(priority, delay, at, self.ttl if ttl is None else ttl)
         encoded = [self.codec.encode(payload) for payload in payloads]
         ids = self._new_ids(encoded)
-        messages = [how.message(id, None, fields) for id, fields in zip(ids, encoded, strict=True)]
+        messages = [conditions.message(id, None, fields) for id, fields in zip(ids, encoded, strict=True)]
         send = partial(self._accept_all, replicas=replicas)
         return await (tracing.send(self.keys.prefix, messages, send) if tracing.is_on() else send(messages))
 
@@ -328,7 +316,7 @@ class Queue(Generic[Payload]):
         Raises:
             InvalidMessage: there is no such priority.
         """
-        _check_priority(priority)
+        check_priority(priority)
         (answer,) = await self.transitions.prioritise([id], priority)
         return answer in {"changed", "same"}
 
@@ -375,41 +363,12 @@ class Queue(Generic[Payload]):
         """
         # asyncio's own timeout cancels once, which `asyncio.wait_for` of Python 3.11, used by redis-py, may swallow.
         with anyio.fail_after(timeout):
-            await self.listener.start()
-            heard: asyncio.Queue[Event] = asyncio.Queue()
-            self.listener.hear(id, heard.put)
-            try:
-                return await self._end_of(id, heard)
-            finally:
-                self.listener.forget(id, heard.put)
+            return await Results(self.keys.prefix, self.transitions, self.listener).wait(id)
 
-    async def _end_of(self, id: str, heard: asyncio.Queue[Event]) -> Any:
-        event = await self.listener.look(id)
-        if event is None:
-            raise NotFound(f"no message {id!r} in queue {self.keys.prefix!r}: never enqueued, or finished long ago")
-        while event is None or event.status not in FINAL:
-            missing = event is None
-            with anyio.move_on_after(REREAD) as nothing_heard:
-                event = await heard.get()
-            if nothing_heard.cancelled_caught:
-                event = await self.listener.look(id)  # an event can be missed, a status cannot
-                if event is None and missing:  # the first time it may have been between two places
-                    raise Expired(f"message {id!r} is gone without a trace, its body ran out")
-        return await self._result_of(event)
-
-    async def _result_of(self, event: Event) -> Any:
-        match event.status:
-            case Status.ERROR:
-                raise HandlerFailed(text(event.detail) or "", await self._reason(event.id))
-            case Status.EXPIRED:
-                raise Expired(f"message {event.id!r} expired before it was worked on")
-            case Status.REMOVED:
-                raise Removed(f"message {event.id!r} was removed")
-        return msgspec.json.decode(event.detail) if event.detail else None
-
-    async def _reason(self, id: str) -> str:
-        (fields,) = await self.transitions.read([id])
-        return text(fields.get("_sq_reason")) or "error"
+    @property
+    def dead_letters(self) -> DeadLetters[Payload]:
+        """The messages that were given up."""
+        return DeadLetters(self.transitions, self.codec, self.dedup_expiry)
 
     def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
         """An id for each of these encoded payloads."""
@@ -418,17 +377,6 @@ class Queue(Generic[Payload]):
     def _home(self, id: str, fields: Sequence[bytes]) -> "Queue[Payload]":  # noqa: ARG002
         """The queue that keeps the message: this one, where it has no shards."""
         return self
-
-    def _how(self, priority: str, delay: float | None, ttl: float | None, at: datetime | float | None = None) -> "_How":
-        _check_priority(priority)
-        if delay is not None and not (_is_time(delay) or delay == 0):
-            raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 to {LONGEST:.0f}")
-        if ttl is not None and not _is_time(ttl):
-            raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0, up to {LONGEST:.0f}")
-        if delay is not None and at is not None:
-            raise InvalidMessage(f"delay {delay!r} and at {at!r} both say when it is due: give one of them")
-        due = None if at is None else _moment(at)
-        return _How(priority, delay or 0.0, due, ttl if ttl is not None else self.ttl)  # type: ignore[arg-type]  # checked
 
     def _slot(self, unique_key: str) -> str:
         try:
@@ -465,7 +413,7 @@ class Queue(Generic[Payload]):
         return cast("list[Receipt]", receipts)
 
     def _batcher(self, replicas: int) -> "_Enqueues":
-        _check_replicas(replicas)
+        check_replicas(replicas)
         if replicas not in self._enqueues:
             self._enqueues[replicas] = Batcher(partial(self._send, replicas=replicas))
         return self._enqueues[replicas]
@@ -492,52 +440,6 @@ class Queue(Generic[Payload]):
         )
 
 
-class DeadLetters(Generic[Payload]):
-    """The messages that were given up, until somebody requeues or deletes them, or ``dead_letter_ttl`` ends."""
-
-    def __init__(self, queue: Queue[Payload]) -> None:
-        self._queue = queue
-
-    async def list(self, limit: int = 50, offset: int = 0) -> list[Message[Payload]]:
-        """Dead letters, the newest first. One whose body ran out is left out. O(log n + limit).
-
-        Of one that does not fit the queue's Struct, which may be why it is here, ``data`` is a dict.
-        """
-        transitions, decode = self._queue.transitions, self._queue.codec.decode
-        ids = await transitions.dead_letters(max(0, offset), limit) if limit > 0 else []
-        found = await transitions.read(ids)
-        return [
-            decode(id, fields, lenient=True) for id, fields in zip(ids, found, strict=True) if "timestamp" in fields
-        ]
-
-    async def scan(self) -> AsyncIterator[Message[Payload]]:
-        """All dead letters, the newest first, as `list` shows them; a hundred of them are in memory at a time.
-
-        They may be requeued and deleted meanwhile: the others are met all the same. One that dies meanwhile is not.
-        """
-        transitions, decode = self._queue.transitions, self._queue.codec.decode
-        async for page in transitions.walk("dlq", newest_first=True, count=_SCAN):
-            ids = [place.id for place in page.places]
-            for id, fields in zip(ids, await transitions.read(ids), strict=True):
-                if "timestamp" in fields:
-                    yield decode(id, fields, lenient=True)
-
-    async def requeue(self, id: str) -> bool:
-        """Put a dead letter at the end of the line, its counts started anew; False when there is none of this id.
-
-        Raises:
-            Expired: its body had run out; it is taken off the dead letters and counted as lost.
-        """
-        (answer,) = await self._queue.transitions.requeue([id], dedup_expiry=self._queue.dedup_expiry)
-        if answer == "expired":
-            raise Expired(f"dead letter {id!r} has no body any more and cannot be requeued")
-        return answer == "queued"
-
-    async def delete(self, id: str) -> bool:
-        """Discard a dead letter; False when there is none of this id."""
-        return (await self._queue.transitions.remove([id], only_dead=True))[0]
-
-
 _Enqueues = Batcher[NewMessage, tuple[Answered, int]]
 
 
@@ -545,55 +447,6 @@ def _uuids(count: int) -> list[str]:
     """So many UUID4s; the system is asked for random bytes once for all of them."""
     random = os.urandom(16 * count)
     return [str(uuid.UUID(bytes=random[at : at + 16], version=4)) for at in range(0, len(random), 16)]
-
-
-class _How(NamedTuple):
-    """How messages are enqueued, checked."""
-
-    priority: Priority
-    delay: float
-    at: float | None
-    ttl: float | None
-
-    def message(self, id: str, slot: str | None, fields: Sequence[bytes]) -> NewMessage:
-        return NewMessage(id, self.priority, self.delay, self.ttl, slot, fields, at=self.at)
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 < value <= LONGEST
-
-
-def _moment(at: Any) -> float:
-    """Epoch seconds. How far off they may be needs no exact clock: that of this process will do."""
-    if isinstance(at, datetime):
-        if at.utcoffset() is None:
-            raise InvalidMessage(f"at {at!r} has no time zone: write at.astimezone() if it is local time")
-        at = at.timestamp()
-    if not isinstance(at, (int, float)) or not at >= 0:
-        raise InvalidMessage(f"at {at!r} is neither epoch seconds from 0 on nor a datetime with a time zone")
-    if at > time.time() + LONGEST:
-        raise InvalidMessage(f"at {at!r} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
-    return float(at)
-
-
-def _check_priority(priority: Any) -> None:
-    if priority not in tuple(LETTERS):
-        raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
-
-
-def _check_replicas(replicas: Any) -> None:
-    if type(replicas) is not int or not 0 <= replicas <= MOST_REPLICAS:
-        raise InvalidMessage(f"replicas {replicas!r} is not a whole number from 0 to {MOST_REPLICAS}")
-
-
-def _positive(name: str, value: float) -> float:
-    if not _is_time(value):
-        raise ConfigurationError(f"{name}={value!r} is not a number above 0, up to {LONGEST:.0f}")
-    return value
-
-
-def _whole(name: str, value: float) -> int:
-    return max(1, round(_positive(name, value)))
 
 
 def _receipt(answer: Enqueued, own_id: str | None) -> Receipt:

@@ -22,8 +22,8 @@ from streams_queue import (
     Reject,
     Removed,
     listener,
+    results,
 )
-from streams_queue import queue as queue_module
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def everywhere(server) -> Iterator[list[Any]]:
 def reread_often(monkeypatch) -> None:
     """States are read again every half second instead of every five."""
     monkeypatch.setattr(listener, "REREAD", 0.5)
-    monkeypatch.setattr(queue_module, "REREAD", 0.5)
+    monkeypatch.setattr(results, "REREAD", 0.5)
 
 
 async def done(queue: Queue[Any], handle: Any, **options: Any) -> str:

@@ -16,6 +16,7 @@ from chaos.verdict import SECRET
 from helpers import until
 from streams_queue import Expired, HandlerFailed, InvalidMessage, Queue
 from streams_queue.answers import Enqueued
+from streams_queue.arguments import Conditions
 
 
 @fault("7", "enqueue cancelled after 0 to 5 ms")
@@ -42,7 +43,7 @@ async def _cancelled_enqueue(lane: Lane, id: str, *, shared: bool) -> None:
     queue, payload = lane.queue, {"token": SECRET}
 
     async def alone() -> Enqueued:
-        new = queue._how("normal", None, None).message(id, None, queue.codec.encode(payload))
+        new = Conditions.checked("normal", None, None, None).message(id, None, queue.codec.encode(payload))
         (answer,) = await queue.transitions.enqueue([new], dedup_expiry=queue.dedup_expiry)
         assert isinstance(answer, Enqueued)
         return answer
