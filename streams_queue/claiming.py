@@ -12,10 +12,11 @@ import anyio
 from streams_queue import failpoints
 from streams_queue.answers import Claimed
 from streams_queue.connection import Connection
+from streams_queue.door import NotJoined
 from streams_queue.errors import StreamsQueueError
 from streams_queue.model import Lease
 from streams_queue.slots import Room
-from streams_queue.transitions import NotJoined, Transitions
+from streams_queue.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 

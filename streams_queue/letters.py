@@ -11,9 +11,9 @@ import anyio
 
 from streams_queue import redaction
 from streams_queue.answers import Page, Place
+from streams_queue.door import BATCH, batches
 from streams_queue.queue import Queue
 from streams_queue.shown import BODIES, data_of, error_of
-from streams_queue.transitions import BATCH, batches
 
 AnyQueue = Queue[dict[str, Any]]
 

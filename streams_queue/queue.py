@@ -17,6 +17,7 @@ from streams_queue.batching import Batcher
 from streams_queue.codec import Codec
 from streams_queue.connection import Connection
 from streams_queue.dead_letters import DeadLetters
+from streams_queue.door import Resharded
 from streams_queue.errors import (
     ConfigurationError,
     InvalidMessage,
@@ -29,7 +30,7 @@ from streams_queue.model import Message, Payload, Priority, Receipt, Stats
 from streams_queue.refusals import rejection
 from streams_queue.results import Results
 from streams_queue.settings import Settings
-from streams_queue.transitions import Resharded, Transitions
+from streams_queue.transitions import Transitions
 
 RESULT_LIMIT = 64 << 10
 """Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""

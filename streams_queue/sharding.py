@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from streams_queue.codec import value_in
+from streams_queue.door import Resharded
 from streams_queue.errors import ConfigurationError, NotFound, QueueUnavailable, StreamsQueueError
 from streams_queue.keys import Keys, registry_prefix, shard_prefix, valid_id
 from streams_queue.listener import Listener
@@ -19,7 +20,7 @@ from streams_queue.registry import Registry, place_of_server
 from streams_queue.routing import MOST_SHARDS, made_id
 from streams_queue.settings import Settings
 from streams_queue.shards import Routing, Shards, key_stays, together
-from streams_queue.transitions import Resharded, Transitions
+from streams_queue.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,13 @@ from streams_queue.answers import (
 )
 from streams_queue.codec import Fields, field_of, value_in
 from streams_queue.connection import Connection
+from streams_queue.door import Resharded
 from streams_queue.errors import ConfigurationError, InvalidMessage
 from streams_queue.keys import Keys, registry_prefix
 from streams_queue.limits import Limits, Rate
 from streams_queue.model import Priority, Stats, Status
 from streams_queue.routing import hash_for, hash_in, jump
-from streams_queue.transitions import Resharded, Transitions
+from streams_queue.transitions import Transitions
 
 T = TypeVar("T")
 

@@ -1,17 +1,11 @@
-"""The only door to Redis: one typed coroutine for each Lua file, and the few plain reads.
+"""All that is asked of Redis: one typed coroutine for each Lua file, and the few plain reads."""
 
-Arguments of another shape than a script takes fail here, before Redis sees them.
-"""
-
-import itertools
 import math
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 from msgspec.structs import replace
-from redis import exceptions
 
 from streams_queue import scripts
 from streams_queue.answers import (
@@ -40,8 +34,9 @@ from streams_queue.answers import (
     status_of,
 )
 from streams_queue.codec import Fields, fields_of, number
-from streams_queue.connection import Connection, translated
-from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
+from streams_queue.connection import Connection
+from streams_queue.door import BATCH, Argument, Door, Resharded, batches
+from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys
 from streams_queue.limits import FIELDS, Limits, from_meta, to_meta
 from streams_queue.model import Lease, Priority, Stats, Status
@@ -51,9 +46,6 @@ SCHEMA = 1
 
 GROUP = "workers"
 
-BATCH = 500
-"""Messages that one call of a script takes at most: it keeps each call within milliseconds."""
-
 _BATCH_BYTES = 4 << 20
 _BATCH_VALUES = 1 << 19
 """Names and values of fields: Redis 6.2 drops a connection that sends a command of more than 1,048,576 arguments."""
@@ -62,31 +54,8 @@ _CLAIM_BYTES = 8 << 20
 
 _COUNTER = re.compile(rb"-?\d{1,19}")
 
-Item = TypeVar("Item")
-_Argument = str | bytes | int | float
 
-
-class NotJoined(QueueUnavailable):
-    """The queue has no consumer groups or no lease: never joined, or its keys are gone. Join it (again)."""
-
-
-class Resharded(QueueUnavailable):
-    """The queue has another number of shards than the caller goes by. Read the registry, and enqueue where it says."""
-
-    def __init__(self, message: str, version: int = 0) -> None:
-        super().__init__(message)
-        self.version = version
-        """Of the registry that the caller went by."""
-
-
-def batches(items: Iterable[Item], size: int = BATCH) -> Iterable[list[Item]]:
-    """The items in lists of at most `size`."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-class Transitions:
+class Transitions(Door):
     """The transitions of one queue over one connection.
 
     Every coroutine raises `QueueUnavailable` when the server cannot do it now and `ConfigurationError` when a key
@@ -94,8 +63,7 @@ class Transitions:
     """
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
-        self.connection = connection
-        self.keys = keys
+        super().__init__(connection, keys)
         self.shards_version = 0
         """Of a shard: the version of the registry that its callers go by. Where it has seen a newer one, it refuses."""
 
@@ -159,6 +127,11 @@ class Transitions:
         keys = (body, self.keys.done(id), slot or body)
         found = await self._run(scripts.KNOWN, (id, int(slot is not None)), (), keys)
         return Enqueued(id_of(found[0]), status_of(found[1]), duplicate=True) if found else None
+
+    def _keys_of_new(self, message: NewMessage) -> tuple[str, str, str]:
+        body = self.keys.message(message.id)
+        slot = message.slot or body  # without a slot, a key of the same message fills in
+        return body, self.keys.done(message.id), slot
 
     async def promote(self) -> Promoted:
         """Put what is due in line."""
@@ -564,92 +537,12 @@ class Transitions:
         if limits != wanted:
             await self.limit(wanted)
 
-    # ---- how scripts are run
-
-    def _keys_of(self, script: scripts.Script, ids: Iterable[str]) -> list[str]:
-        """Each message's keys: Cluster wants every key known beforehand declared."""
-        named = [getattr(self.keys, kind) for kind in script.keys]
-        return [key(id) for id in ids for key in named]
-
-    def _keys_of_new(self, message: NewMessage) -> tuple[str, str, str]:
-        body = self.keys.message(message.id)
-        slot = message.slot or body  # without a slot, a key of the same message fills in
-        return body, self.keys.done(message.id), slot
-
-    async def _each(
-        self, script: scripts.Script, head: Sequence[_Argument], rows: Sequence[Sequence[_Argument]]
-    ) -> list[str]:
-        answers: list[str] = []
-        for batch in batches(rows):
-            reply = await self._run(script, head, batch, self._keys_of(script, (str(row[0]) for row in batch)))
-            answers += [answer.decode() for answer in reply]
-        return answers
-
-    async def _run(
-        self,
-        script: scripts.Script,
-        head: Sequence[_Argument],
-        rows: Sequence[Sequence[_Argument]] = (),
-        keys: Sequence[str] = (),
-        tails: Sequence[Sequence[_Argument]] = (),
-        *,
-        house: bool = True,
-        replicas: int = 0,
-    ) -> Any:
-        """Run a script; `tails` is what follows each row (or the head) at no fixed length.
-
-        With `replicas`: its answer, and how many of them have confirmed it.
-        """
-        keys_due = len(script.keys) * (len(rows) if script.each else 1)
-        fits = len(head) == len(script.head) and all(len(row) == len(script.each) for row in rows)
-        if not fits or len(keys) != keys_due:
-            raise TypeError(
-                f"{script.name} takes {script.head}, then {script.each} and the keys {script.keys} for each message"
-            )
-        parts = itertools.zip_longest(rows, tails, fillvalue=())
-        pieces = itertools.chain.from_iterable(itertools.chain.from_iterable(parts))
-        arguments = [*head, *pieces]
-        all_keys = [*self.keys.house, *keys] if house else list(keys)
-        with self._translated():
-            try:
-                return await self._send(script, all_keys, arguments, replicas)
-            except (exceptions.ConnectionError, exceptions.TimeoutError):
-                if not script.idempotent:
-                    raise
-                return await self._send(script, all_keys, arguments, replicas)
-
-    async def _send(self, script: scripts.Script, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
-        try:
-            return await self._call("EVALSHA", script.sha, keys, arguments, replicas)
-        except exceptions.NoScriptError:  # a restart, a failover, SCRIPT FLUSH
-            return await self._call("EVAL", script.source, keys, arguments, replicas)
-
-    async def _call(self, command: str, script: str, keys: list[str], arguments: list[_Argument], replicas: int) -> Any:
-        if replicas:
-            return await self.connection.confirmed(replicas, command, script, keys, arguments)
-        return await self.connection.client.execute_command(command, script, len(keys), *keys, *arguments)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """`translated`, with the answers that mean "join first" told apart."""
-        try:
-            with translated(f"queue {self.keys.prefix!r}: "):
-                yield
-        except QueueUnavailable as error:
-            if any(code in str(error) for code in ("NOTJOINED", "NOGROUP")):
-                raise NotJoined(str(error)) from error.__cause__
-            if "RESHARDED" in str(error):
-                raise Resharded(str(error)) from error.__cause__
-            raise
-        except UnicodeEncodeError as error:
-            raise InvalidMessage(f"an argument cannot be encoded: {error}") from error
-
 
 def _with_prefix(prefix: str, counters: Mapping[str, int]) -> dict[str, int]:
     return {name.removeprefix(prefix): count for name, count in counters.items() if name.startswith(prefix)}
 
 
-def _row_of_new(m: NewMessage) -> tuple[_Argument, ...]:
+def _row_of_new(m: NewMessage) -> tuple[Argument, ...]:
     ttl = "" if m.ttl is None else m.ttl
     at = "" if m.at is None else m.at
     return (m.id, m.priority, m.delay, at, ttl, m.listener, int(m.slot is not None), len(m.fields) // 2)

@@ -3,9 +3,10 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
+from streams_queue.door import BATCH
 from streams_queue.model import Stats
 from streams_queue.scripts import Script
-from streams_queue.transitions import BATCH, SCHEMA, Transitions
+from streams_queue.transitions import SCHEMA, Transitions
 
 PAGE = 500
 """Ids that one call looks at."""

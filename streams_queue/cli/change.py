@@ -22,10 +22,10 @@ from streams_queue.cli.output import (
     say,
 )
 from streams_queue.cli.terminal import FAILED, MISUSED, fail
+from streams_queue.door import BATCH
 from streams_queue.errors import Rejected, StreamsQueueError
 from streams_queue.model import Receipt
 from streams_queue.queue import Queue
-from streams_queue.transitions import BATCH
 
 ENQUEUE_EPILOG = f"""\
 \b

@@ -6,9 +6,10 @@ import pytest
 
 from streams_queue.answers import Claimed
 from streams_queue.connection import Connection
+from streams_queue.door import NotJoined
 from streams_queue.errors import StreamsQueueError
 from streams_queue.settings import Settings
-from streams_queue.transitions import GROUP, NotJoined, Transitions
+from streams_queue.transitions import GROUP, Transitions
 from transitions.tables import LEASE, LOCKED, META, NEVER, RETURNED, Queue, body
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from streams_queue import ConfigurationError, Queue, embedded
+from streams_queue.door import batches
 from streams_queue.settings import Settings
-from streams_queue.transitions import batches
 
 
 def server_url() -> str:
