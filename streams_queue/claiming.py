@@ -106,7 +106,7 @@ class Claimer:
             await self._drop_reader()
             return await self._adopt_unseen(room, held)
         self._answered()
-        return await self._adopt(entries, room) if entries else _NOTHING
+        return await self._adopt(_unknown(entries, held), room)
 
     async def hand_back_unseen(self, held: Collection[Lease]) -> None:
         """Give back what a cancelled read may have left behind."""
@@ -135,14 +135,14 @@ class Claimer:
 
     async def _adopt_unseen(self, room: Room, held: Collection[Lease]) -> Claimed:
         room.give_back()
-        entries = await self.patiently(lambda: self._unseen(held))
-        return await self._adopt(entries, room) if entries else _NOTHING
+        return await self._adopt(await self.patiently(lambda: self._unseen(held)), room)
 
     async def _unseen(self, held: Collection[Lease]) -> list[str]:
-        known = {lease.entry for lease in held}
-        return [entry for entry in await self._transitions.pending(self._consumer) if entry not in known]
+        return _unknown(await self._transitions.pending(self._consumer), held)
 
     async def _adopt(self, entries: Sequence[str], room: Room) -> Claimed:
+        if not entries:
+            return _NOTHING
         failpoints.hit("after_read")
         asked = time.monotonic()
 
@@ -202,3 +202,9 @@ class Claimer:
             return False  # the caller waits, and says why
         logger.warning("the queue's keys were gone: worker %s joined again", self._consumer)
         return True
+
+
+def _unknown(entries: Sequence[str], held: Collection[Lease]) -> list[str]:
+    """Those of them that are not worked on: a group that was made anew delivers to a holder what it holds, too."""
+    known = {lease.entry for lease in held}
+    return [entry for entry in entries if entry not in known]

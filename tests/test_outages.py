@@ -100,6 +100,25 @@ async def test_what_main_holds_is_worked_on_once(queue, redis, prefix, fault):
     assert (await queue.stats()).counters["completed_messages"] == 21
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_with_slots_free_a_worker_is_not_given_again_what_it_holds(queue, redis, prefix, fault):
+    """A group made anew delivers from the beginning: the holder is the first to read its own messages in it."""
+    held = Held()
+    ids = [receipt.id for receipt in await queue.enqueue_many([{"n": n} for n in range(3)])]
+    async with running(worker_of(queue, held.handle, concurrency=8)):
+        await held.holds(3)
+        for _ in range(3):
+            await fault(redis, prefix)
+            ids.append((await queue.enqueue({})).id)
+            await held.holds(len(ids))
+            await asyncio.sleep(0.5)  # a round of upkeep, and a renewal
+        held.go.set()
+        assert set(await asyncio.gather(*(queue.result(id, timeout=10) for id in ids))) == {"let go"}
+    assert Counter(message.id for message in held.started) == Counter(ids)
+    assert held.cancelled == []
+    assert (await queue.stats()).counters["completed_messages"] == len(ids)
+
+
 async def test_flushall(queue, redis, prefix):
     """Everything is gone; what comes then is worked on."""
     held = Held()

@@ -1,4 +1,4 @@
--- adopt: delivered by a read outside any script -> processing
+-- adopt: delivered by a read outside any script -> processing; entries of which the consumer does not know so far
 -- KEYS     house
 -- ARGV     consumer max_messages, then per entry: entry
 -- RETURNS  {paused (0 or 1), 0, entries looked at, rows, milliseconds} as claim does; what may not run goes back uncharged
@@ -35,7 +35,7 @@ for _, pair in ipairs(delivered) do
   call('XCLAIM', STREAMS[letter], GROUP, consumer, 0, entry, 'JUSTID')  -- the lease begins now, not at the read
   local found = call('XRANGE', STREAMS[letter], entry, entry)
   local id, room = found[1] and found[1][2][2], not paused and #rows < max_messages
-  local row = take(letter, entry, id, in_line(found), consumer, lease_ms, now, room)
+  local row = take(letter, entry, id, in_line(found), consumer, lease_ms, now, room, false, true)
   if row then rows[#rows + 1] = row end
 end
 spend_of_queue(#rows, now)

@@ -307,6 +307,20 @@ async def test_a_group_that_is_gone_leaves_no_claim_half_done(queue: Queue, lost
     assert {lease.id for lease in await queue.claim(count=5)} == {"returned", "high", "normal", "low"}
 
 
+@pytest.mark.parametrize("max_messages", [1, 5])
+async def test_a_group_made_anew_gives_nobody_what_he_holds(queue: Queue, max_messages):
+    """It delivers from the beginning. The message stays with its holder, as the delivery that it was."""
+    first, second = await queue.processing("first"), await queue.processing("second")
+    await queue.enqueue("third")
+    await queue.redis.xgroup_destroy(queue.keys.streams["n"], GROUP)
+    await queue.transitions.join("w1", 30)
+    claimed = [lease.id for _ in range(3) for lease in await queue.claim("w1", max_messages)]
+    assert claimed == ["third"]
+    assert (await queue.table())["stream"] == {"first": "w1", "second": "w1", "third": "w1"}
+    assert await queue.transitions.renew("w1", [first]) == [True]
+    assert [await queue.complete(lease) for lease in (first, second)] == ["completed"] * 2
+
+
 # ---- adopt
 
 

@@ -61,8 +61,8 @@ end
 -- Hands one delivered entry to a consumer. Returns {id, entry, delivery, body} and the body's bytes, or nothing where it
 -- may not run; what had to be done about that is done. `places` knows who is in line. `room` is false once the batch is
 -- full: the entry then goes back, uncharged. A suspect is for one who runs it `alone`, so that the innocents beside it do
--- not die of it for the last time.
-local function take(letter, entry, id, places, consumer, lock_ms, now, room, alone)
+-- not die of it for the last time. What the consumer holds already stays with it as it is, unless it is `unknown` to it.
+local function take(letter, entry, id, places, consumer, lock_ms, now, room, alone, unknown)
   if not id or not places[id] then return drop_strayed(letter, entry, id) end
   local flat, body, at, bytes
   if room then
@@ -80,10 +80,11 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
     drop_entry(letter, entry)
     return
   end
-  local suspect = body._sq_suspect
+  local suspect, held = body._sq_suspect, body._sq_owner == consumer and try('GET', lock_key(id)) == consumer
+  if held and not unknown then return end  -- its group was made anew, and delivers from the beginning: a handler runs
   if not room or (suspect and not alone) then
     -- Claimed before, by a call whose answer was lost: nobody works on it, and its lock would hold it up.
-    if body._sq_owner == consumer and try('GET', lock_key(id)) == consumer then return hand_back(id, body, letter, entry) end
+    if held then return hand_back(id, body, letter, entry) end
     call('XCLAIM', STREAMS[letter], GROUP, suspect and SUSPECTS or RETURNED, 0, entry, 'JUSTID')
     return
   end
