@@ -79,7 +79,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     key: str | None = None
-    """The payload's field whose value tells keys apart: ``"user_id"``. A message without it has no key."""
+    """The payload's field whose value tells keys apart: ``"user_id"``. A message without it has no key, nor
+    has one whose value is None or empty. A number and its text are one key."""
     max_length: int | None = None
     """Unfinished messages, above which `enqueue` raises `QueueFull`."""
     accept: Rate | None = None

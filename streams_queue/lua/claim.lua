@@ -24,13 +24,12 @@ local lock_ms = math.max(lease_ms, number(ARGV[2], 0))  -- a shorter one would l
 if agreed('paused') == '1' then return {1, 0, 0, {}, 0} end
 local now = server_time()
 local left, wait_ms = queue_allows(now)
-if left < 1 then return {0, 0, 0, {}, wait_ms} end
 max_messages = math.min(max_messages, left)
 
 -- Asked of all streams before the first write: where a group is gone, this is the error that says so.
 local returned, suspects, suspects_wait = {}, {}, 0
 for _, letter in ipairs(PRIORITIES) do
-  returned[letter] = call('XPENDING', STREAMS[letter], GROUP, '-', '+', max_messages, RETURNED)
+  returned[letter] = call('XPENDING', STREAMS[letter], GROUP, '-', '+', math.max(1, max_messages), RETURNED)
   suspects[letter] = call('XPENDING', STREAMS[letter], GROUP, '-', '+', 1, SUSPECTS)
   if #suspects[letter] > 0 then suspects_wait = 1 end
 end
@@ -71,6 +70,12 @@ local function waits(letter)
       return call('XRANGE', STREAMS[letter], '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1] ~= nil
     end
   end
+end
+
+-- A spent rate is waited for by who would be given something else.
+if left < 1 then
+  local some = suspects_wait == 1 or waits('h') or waits('n') or waits('l')
+  return {0, 0, 0, {}, some and wait_ms or 0}
 end
 
 local rows, bytes, looked_at = {}, 0, 0

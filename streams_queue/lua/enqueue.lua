@@ -85,6 +85,15 @@ local function write_body(message, words)
   if message.ttl ~= '' then arm_body(message.id, message.ttl, message.delay) end
 end
 
+-- What tells of a new message's key.
+local function keyed_values(message)
+  local field, values = agreed('limit_key'), {}
+  for a = message.first, message.last, 2 do
+    if ARGV[a] == field or ARGV[a] == '_sq_types' then values[ARGV[a]] = ARGV[a + 1] end
+  end
+  return values
+end
+
 local some_parked
 local function accept(message, now, stamp)
   local due = message.delay > 0 and now + message.delay or next_score(now)
@@ -103,8 +112,7 @@ local function accept(message, now, stamp)
     index_user({user_id = user or nil}, message.id, due, message.ttl, message.delay)
   end
   if message.delay == 0 and at_once() then
-    local field = agreed('limit_key')
-    enter_turns({[field] = call('HGET', message_key(message.id), field) or nil}, message.id, due)
+    enter_turns(keyed_values(message), message.id, due)
   end
   accepted[message.id] = status
   count('total_messages')
@@ -116,14 +124,6 @@ end
 local MOST_MESSAGES = 1000000000
 local room, buckets, bucket_keys = math.huge, {}, {}
 
-local function value_of(message, field)
-  local value
-  for a = message.first, message.last, 2 do
-    if ARGV[a] == field then value = ARGV[a + 1] end
-  end
-  return value
-end
-
 local function draw_from(message, limit, rate, key)
   if not buckets[key] then
     buckets[key] = {limit = limit, rate = rate}
@@ -134,12 +134,12 @@ end
 
 -- All buckets are read before the first write: where one is out of reach (a Cluster slot on its way), none is written.
 local function read_limits(messages, now)
-  local most, field = whole_limit('limit_max_length', MOST_MESSAGES), agreed('limit_key')
+  local most = whole_limit('limit_max_length', MOST_MESSAGES)
   if most then room = most - call('ZCARD', MAIN) - call('ZCARD', RETRY) - call('ZCARD', SCHEDULED) end
-  local rate, key_rate = rate_of(agreed('limit_accept')), field and rate_of(agreed('limit_accept_per_key'))
+  local rate, key_rate = rate_of(agreed('limit_accept')), agreed('limit_key') and rate_of(agreed('limit_accept_per_key'))
   if not rate and not key_rate then return end
   for _, message in ipairs(messages) do
-    local key = key_rate and key_of({[field] = value_of(message, field)})
+    local key = key_rate and key_of(keyed_values(message))
     message.buckets = {}
     if rate then draw_from(message, 'accept', rate, ACCEPTS) end
     if key then draw_from(message, 'accept_per_key', key_rate, of_key('accept', key)) end

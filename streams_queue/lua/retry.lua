@@ -18,6 +18,12 @@ local wrong = wrong_type()
 if wrong then return wrong end
 local lease_ms, now = number(agreed('lease_ms'), 0), server_time()
 
+local function keep_slot(id, body, delay)
+  if is_slot(body.dedup_key) and try('GET', body.dedup_key) == id then
+    call('EXPIRE', body.dedup_key, whole_seconds(delay + dedup_expiry))
+  end
+end
+
 local function wait_for_retry(id, body, token, retries, delay, error)
   local letter, entry = letter_of(body), live_entry(body)
   if entry then drop_entry(letter, entry) end
@@ -29,9 +35,7 @@ local function wait_for_retry(id, body, token, retries, delay, error)
   call('HDEL', message_key(id), '_sq_owner')
   call('DEL', lock_key(id))
   if body._sq_ttl then arm_body(id, body._sq_ttl, delay) end
-  if is_slot(body.dedup_key) and try('GET', body.dedup_key) == id then
-    call('EXPIRE', body.dedup_key, whole_seconds(delay + dedup_expiry))
-  end
+  keep_slot(id, body, delay)
   index_user(body, id, now + delay, body._sq_ttl, delay)
   leave_turns(body, id, now)
   tell(body._sq_listener, id, 'retry', error)
@@ -50,6 +54,8 @@ local function wait_for_key(id, body, token, key, delay)
   call('HDEL', message_key(id), '_sq_owner')
   call('DEL', lock_key(id))
   if body._sq_ttl then arm_body(id, body._sq_ttl, delay) end
+  keep_slot(id, body, delay)
+  index_user(body, id, call('ZSCORE', MAIN, id), body._sq_ttl, delay)
   tell(body._sq_listener, id, 'queued')
   return 'queued'
 end

@@ -43,6 +43,7 @@ local function recover(letter, entry)
     return
   end
   local owner = try('GET', lock_key(id))
+  if owner and owner == body._sq_owner and call('PTTL', lock_key(id)) <= CLOCK_SLACK_MS then owner = nil end
   if owner then  -- somebody made the lock outlive the lease, or took one by hand
     local keeper = owner == body._sq_owner and owner or LOCKED
     call('XCLAIM', STREAMS[letter], GROUP, keeper, 0, entry, 'JUSTID')

@@ -21,6 +21,7 @@ if body._sq_types then
   for a = 3, #ARGV, 2 do types[ARGV[a]] = updated[ARGV[a]] end
   call('HSET', message_key(id), '_sq_types', next(types) and cjson.encode(types) or '')
 end
+if agreed('limit_key') then change_key(id, body) end
 local ttl, left = number(body._sq_ttl), call('TTL', message_key(id))
 if ttl and left ~= -1 and left < ttl then arm_body(id, ttl) end
 return 1

@@ -55,18 +55,22 @@ local function adopt(id, body)
   repaired = repaired + 1
 end
 
--- Nearly every id has a body and a living entry: that is all that is read of it.
-local function is_well(id)
+-- Nearly every id has a body and a living entry: that is all that is read of it. What is parked nobody looks at but a full
+-- pass, which is not `quick`.
+local function is_well(id, quick)
+  if unparked[id] then return true end
   local seen = try('HMGET', message_key(id), 'timestamp', '_sq_entry')
   if failed(seen) or not seen[1] or not seen[2] then return false end
   local body = {_sq_entry = seen[2]}
   local entry = live_entry(body)
   local ms, seq = string.match(entry or '', '^(%d+)%-(%d+)$')
-  return entry and lives(letter_of(body), entry, tonumber(ms), tonumber(seq))
+  if not entry then return false end
+  local in_stream, alive = look_for_entry(letter_of(body), entry, tonumber(ms), tonumber(seq))
+  return alive or (quick and in_stream and call('ZSCORE', PARKED, id) ~= false)
 end
 
-local function mend(id, now)
-  if is_well(id) then return end
+local function mend(id, now, quick)
+  if is_well(id, quick) then return end
   local body = read_body(id)
   if not body then return note_bodiless(id, now) end
   if call('EXISTS', lock_key(id)) == 1 then return end
@@ -76,7 +80,7 @@ end
 
 local function mend_newest(now, limit)
   local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
-  for i = #newest, 1, -1 do mend(newest[i], now) end
+  for i = #newest, 1, -1 do mend(newest[i], now, true) end
 end
 
 -- Ids in main less entries in the streams: zero in a quiet queue.

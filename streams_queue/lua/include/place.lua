@@ -9,7 +9,7 @@ local LOST_CAP = 10000     -- how many ids P:lost remembers
 -- fields names them, the timestamp first.
 local BODY = {'timestamp', '_sq_entry', '_sq_owner', '_sq_deliveries', '_sq_ttl', '_sq_listener', '_sq_crashes',
               'retry_count', 'status', 'dedup_key', 'user_id', '_sq_settled', '_sq_types', '_sq_suspect'}
--- Where limits are per key, the payload's field that tells keys apart belongs to what is read.
+-- Where limits are per key, the payload's field that tells keys apart belongs to what is read, and the types of values.
 local keyed = {}
 local function with_key(names)
   local field = agreed('limit_key')
@@ -17,6 +17,7 @@ local function with_key(names)
   if not keyed[names] then
     keyed[names] = {unpack(names)}
     table.insert(keyed[names], field)
+    table.insert(keyed[names], '_sq_types')
   end
   return keyed[names]
 end

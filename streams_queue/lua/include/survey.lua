@@ -67,8 +67,10 @@ local function is_in_stream(letter, entry, ms, seq)
   return stretch.entries[entry] == true
 end
 
--- One that was delivered to a consumer whom somebody deleted lives no more.
-local function lives(letter, entry, ms, seq)
-  if not is_in_stream(letter, entry, ms, seq) then return false end
-  return not is_delivered(letter, ms, seq) or call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
+-- Whether an entry is in its stream, and whether it lives: one that was delivered and that nobody holds, as one whose
+-- consumer somebody deleted, does not.
+local function look_for_entry(letter, entry, ms, seq)
+  if not is_in_stream(letter, entry, ms, seq) then return false, false end
+  return true, not is_delivered(letter, ms, seq) or call('XPENDING', STREAMS[letter], GROUP, entry, entry, 1)[1] ~= nil
 end
+local function lives(letter, entry, ms, seq) return select(2, look_for_entry(letter, entry, ms, seq)) end

@@ -33,8 +33,8 @@ local function has_turn(key, body, letter, entry, id, now)
   local left, next_at = may_begin(key, now)
   if left > 0 and left < math.huge then  -- nobody overtakes those that wait for the rate of their key
     local first = first_parked(key)
-    local place = first and number(call('ZSCORE', MAIN, first), math.huge)
-    if place and place < tonumber(call('ZSCORE', MAIN, id)) then left, next_at = 0, now end
+    local place = first and number(place_in_key(key, first), math.huge)
+    if place and place < tonumber(place_in_key(key, id)) then left, next_at = 0, now end
   end
   if left < 1 then
     park(letter, entry, id, key, next_at)
@@ -99,7 +99,10 @@ local function take(letter, entry, id, places, consumer, lock_ms, now, room, alo
     end
     call('SET', lock_key(id), consumer, 'PX', lock_ms)
   end
-  if key then spend_rate(key, now) end
+  if key then
+    begin_turn(key, id)
+    spend_rate(key, now)
+  end
   if is_claimed_elsewhere(body) then count('outside_claimed_elsewhere') end
   local delivery = string.format('%d', number(body._sq_deliveries, 0) + 1)
   local named = letter .. entry

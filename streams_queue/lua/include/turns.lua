@@ -1,16 +1,25 @@
 -- Whose turn it is among the messages of one key, where `limit_key` names the payload's field that tells keys apart.
 --
 -- P:key:{h} has those of one key that stand in main, by arrival, where so many of them may run at once: whose rank is lower
--- has his turn. One that a claim meets before it is parked: its entry stays in the stream, on nobody's list of pending
+-- has his turn. Who has begun stands before all others: an old producer's clock, or a person, may well put a score before
+-- its own into main. One that a claim meets before it is parked: its entry stays in the stream, on nobody's list of pending
 -- entries, and nothing looks at it until somebody of its key leaves, or the time has come for which P:wake has the key.
 
 local KEY_TTL = 7 * 86400  -- seconds that the index of a key lasts unless somebody comes; who is missing is entered again
+
+-- Whether the value is Python's None, which is written as the text would be.
+local function is_none(body, field)
+  if body[field] ~= 'None' or not body._sq_types then return false end
+  local known, types = pcall(cjson.decode, body._sq_types)
+  return known and type(types) == 'table' and types[field] == 'n'
+end
 
 -- The hash that stands for the message's key in the names of keys; nil where it has none, or none is asked for.
 local function key_of(body)
   local field = agreed('limit_key')
   local value = field and body and body[field]
-  return value and value ~= '' and redis.sha1hex(field .. '=' .. value) or nil
+  if not value or value == '' or is_none(body, field) then return nil end
+  return redis.sha1hex(field .. '=' .. value)
 end
 local function of_key(kind, key) return PREFIX .. ':' .. kind .. ':' .. key end
 
@@ -21,6 +30,17 @@ local function enter_turns(body, id, score)
   local key = at_once() and key_of(body)
   if not key or failed(try('ZADD', of_key('key', key), score, id)) then return end
   call('EXPIRE', of_key('key', key), KEY_TTL)
+end
+
+local BEGUN = '-inf'
+local function begin_turn(key, id)
+  if at_once() then try('ZADD', of_key('key', key), 'XX', BEGUN, id) end
+end
+
+-- Where a message stands among those of its key, as a score: in the order of turns, where there are any.
+local function place_in_key(key, id)
+  local place = at_once() and try('ZSCORE', of_key('key', key), id)
+  return place and not failed(place) and place or call('ZSCORE', MAIN, id)
 end
 
 -- Who left main without a word holds up nobody.
@@ -69,7 +89,7 @@ end
 -- Whether the message is on the list of its key now: somebody may have made that a text.
 local function list_parked(key, id)
   local parked = of_key('parked', key)
-  if failed(try('ZADD', parked, call('ZSCORE', MAIN, id), id)) then return false end
+  if failed(try('ZADD', parked, place_in_key(key, id), id)) then return false end
   call('EXPIRE', parked, KEY_TTL)
   return true
 end
@@ -129,7 +149,9 @@ local function has_backlog(letter)
 end
 
 -- One whose entry is gone has no need: `reconcile` gives it a new one.
+local unparked = {}  -- by this call
 local function unpark(id, body, key)
+  unparked[id] = true
   if key then try('ZREM', of_key('parked', key), id) end
   local letter, entry = letter_of(body), live_entry(body)
   if call('ZREM', PARKED, id) == 0 or body._sq_owner or not entry_exists(letter, entry) then return end
@@ -141,12 +163,14 @@ local function unpark(id, body, key)
   end
 end
 
--- Unparks who has his turn now, in order. A claim looks again, and what does not fit the rate is parked once more.
-local MOST_WOKEN = 100
+-- Unparks who has his turn now, in order. A claim looks again, and what does not fit the rate is parked once more. One call
+-- wakes so many at most, and one of each key; the rest it leaves to the next `promote`.
+local MOST_WOKEN = 500
+local woken, woken_in_all = {}, 0
 local function wake_parked(key, now)
   local left, next_at = may_begin(key, now)
-  local woken = 0
-  while woken < math.min(left, MOST_WOKEN) do
+  woken[key] = woken[key] or 0
+  while woken[key] < left and (woken[key] == 0 or woken_in_all < MOST_WOKEN) do
     local id = first_parked(key)
     if not id then return end
     local body = read_body(id)
@@ -159,9 +183,9 @@ local function wake_parked(key, now)
     else
       return
     end
-    woken = woken + 1
+    woken[key], woken_in_all = woken[key] + 1, woken_in_all + 1
   end
-  if first_parked(key) then wake_at(key, next_at) end
+  if first_parked(key) then wake_at(key, woken[key] < left and now or next_at) end
 end
 
 -- Whoever looks through all messages unparks what nothing else would: as after limits were changed (it may have another
@@ -181,6 +205,16 @@ local function leave_turns(body, id, now)
   if first_parked(key) then wake_parked(key, now or server_time()) end
 end
 
+-- A message has been given another key: from now on it stands with those.
+local function change_key(id, before)
+  local body = read_body(id)
+  if key_of(body) == key_of(before) then return end
+  leave_turns(before, id)
+  local score = call('ZSCORE', MAIN, id)
+  if score then enter_turns(body, id, body._sq_owner and BEGUN or score) end
+  if score and is_parked(id, body) then look_at_parked(id, body, server_time()) end
+end
+
 -- Keys whose time has come.
 local function wake_due(now, limit)
   local due = call('ZRANGEBYSCORE', WAKE, '-inf', now, 'LIMIT', 0, limit)
@@ -188,5 +222,5 @@ local function wake_due(now, limit)
     call('ZREM', WAKE, key)
     wake_parked(key, now)
   end
-  return #due == limit
+  return #due == limit or woken_in_all >= MOST_WOKEN
 end
