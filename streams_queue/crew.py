@@ -1,4 +1,4 @@
-"""A crew: workers of all shards of one queue, which share the slots of the one worker that they make up."""
+"""A crew: what works on all shards of one queue, in the slots of one worker."""
 
 import asyncio
 import logging
@@ -49,7 +49,7 @@ class Crew(Generic[Payload]):
         self._grace = grace
         self._members: dict[Queue[Payload], Member] = {}
         self._began = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """The first that a member failed with."""
 
     async def work(self, shards: Callable[[], Sequence[Queue[Payload]]], *, burst: bool) -> None:
@@ -89,18 +89,19 @@ class Crew(Generic[Payload]):
             await member.run(burst=burst)
         except QueueUnavailable as error:
             if later:
-                logger.warning(
-                    "shard %s is not worked on yet: %s", shard.keys.prefix, error
-                )  # the next look tries again
+                # The next look tries again.
+                logger.warning("shard %s is not worked on yet: %s", shard.keys.prefix, error)
             else:
                 self._fail(error)
-        except Exception as error:  # noqa: BLE001  (to be raised when all have stopped)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  (to be raised when all have stopped)
             self._fail(error)
         finally:
             if not burst:  # else it has done what there was to do
                 del self._members[shard]
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.error = self.error or error
         self._stopping.set()
 

@@ -123,6 +123,12 @@ class Observation:
         self.clock_behind = 0.0
         """Seconds that this machine's clock is behind the server's, whose time stands in messages."""
 
+    def beside(self) -> "Observation":
+        """The same observers, for messages of a server with a clock of its own."""
+        other = Observation(self.queue)
+        other.observers = self.observers
+        return other
+
     def ask(self) -> tuple[Observer, ...]:
         """Who wants to know of the messages that come next?"""
         self.listening = tuple(observer for observer in self.observers if observer.wants())

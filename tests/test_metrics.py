@@ -291,11 +291,18 @@ async def test_the_wait_is_since_a_message_came_into_line_by_the_server_s_clock(
 
     worker = worker_of(queue, Handler().handle)
     worker.observation.observers.append(Ears())
-    real = time.time
+    real, set_clock = time.time, Observation.set_clock
+    set_clocks: list[Observation] = []
+
+    def note(observation: Observation, server_time: float) -> None:
+        set_clock(observation, server_time)
+        set_clocks.append(observation)
+
+    monkeypatch.setattr(Observation, "set_clock", note)
     monkeypatch.setattr("streams_queue.observation.time.time", lambda: real() - 3600)
     async with running(worker):
-        await until(lambda: worker.observation.clock_behind, what="the server's clock was read")
-        assert 3599 < worker.observation.clock_behind < 3601
+        await until(lambda: set_clocks, what="the server's clock was read")
+        assert 3599 < set_clocks[0].clock_behind < 3601
         await queue.enqueue({}, delay=0.5)
         await until(lambda: len(waits) == 2, what="it was worked on")
     wait, age = waits

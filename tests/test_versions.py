@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from helpers import Handler, queue_at, running, until, worker_of
-from streams_queue import ConfigurationError
-from streams_queue import worker as worker_module
+from streams_queue import ConfigurationError, consumer
 from streams_queue.transitions import SCHEMA, Transitions
 
 
@@ -32,7 +31,7 @@ async def test_a_worker_refuses_it_too(newer):
 
 
 async def test_a_worker_stops_where_a_newer_engine_changes_the_layout(server, prefix, redis, monkeypatch, caplog):
-    monkeypatch.setattr(worker_module, "SCHEMA_EVERY", 0.05)
+    monkeypatch.setattr(consumer, "SCHEMA_EVERY", 0.05)
     handler = Handler()
     async with queue_at(server, prefix) as queue:
         await queue.enqueue({"n": 1})

@@ -13,6 +13,7 @@ import pytest
 
 from helpers import LEASE, Handler, Held, queue_at, running, until, warnings, work, worker_of
 from streams_queue import ConfigurationError, HandlerFailed, Queue, QueueUnavailable, Retry, Worker
+from streams_queue.consumer import Consumer
 from streams_queue.transitions import Transitions
 
 
@@ -439,7 +440,7 @@ async def test_a_worker_whose_claims_are_not_answered_is_not_ready_for_all_its_r
         await queue.enqueue({})
         await held.holds()
         with monkeypatch.context() as patched:
-            patched.setattr(worker._transitions, "wait", never)
+            patched.setattr(queue.transitions, "wait", never)
             await until(lambda: not worker.ready, what="not ready")
             await always(lambda: not worker.ready, LEASE)
         held.go.set()
@@ -649,15 +650,15 @@ async def test_a_handler_that_never_heeds_it_keeps_its_worker_but_not_its_messag
 
 async def test_who_is_cancelled_before_it_begins_goes_back_and_is_not_called_stubborn(queue, caplog, monkeypatch):
     """As all tasks are at the end of `asyncio.run`."""
-    start = Worker._start
+    start = Consumer._start
 
-    def start_and_end(self, run, claimed, room):
-        over = start(self, run, claimed, room)
+    def start_and_end(self, claimed, room):
+        over = start(self, claimed, room)
         for task in self._tasks:
             task.cancel()
         return over
 
-    monkeypatch.setattr(Worker, "_start", start_and_end)
+    monkeypatch.setattr(Consumer, "_start", start_and_end)
     await queue.enqueue({})
     worker = worker_of(queue, Handler().handle, lease=30.0)
     run = asyncio.create_task(worker.run())
