@@ -16,9 +16,9 @@ from streams_queue.errors import (
     StreamsQueueError,
     UnsupportedServer,
 )
-from streams_queue.execution import Reject, Retry
 from streams_queue.limits import Limits, Rate
 from streams_queue.model import Message, Receipt, Stats, Status
+from streams_queue.outcomes import Reject, Retry
 from streams_queue.queue import Queue
 from streams_queue.sharding import ShardedQueue
 from streams_queue.worker import Worker

@@ -9,21 +9,11 @@ from typing import Any, Generic
 from streams_queue import redaction
 from streams_queue.answers import Delivery
 from streams_queue.codec import Codec, decode_values
-from streams_queue.execution import (
-    Completed,
-    Deadlines,
-    Execution,
-    HandlerTask,
-    Outcome,
-    Policy,
-    Rejected,
-    Settlement,
-    encoded_result,
-    failed_outcome,
-    log_failure,
-    supervised,
-)
+from streams_queue.execution import Execution, encoded_result, failed_outcome, log_failure
 from streams_queue.model import Message, Payload
+from streams_queue.outcomes import Completed, Outcome, Policy, Rejected
+from streams_queue.settlement import Settlement
+from streams_queue.supervision import Deadlines, HandlerTask, supervised
 
 BatchHandler = Callable[[list[Message[Payload]]], Awaitable[Sequence[Any] | None]]
 

@@ -15,24 +15,16 @@ from streams_queue.answers import Claimed, Delivery
 from streams_queue.batches import Batch, BatchHandler, Gathering, Member, handle_together
 from streams_queue.claiming import HAND_BACK_WITHIN, Claimer
 from streams_queue.errors import StreamsQueueError
-from streams_queue.execution import (
-    NOT_WRITTEN,
-    Deadlines,
-    Execution,
-    Handler,
-    Outcome,
-    Policy,
-    Settlement,
-    end_of,
-    handle,
-    is_suspect,
-)
+from streams_queue.execution import NOT_WRITTEN, Execution, Handler, end_of, handle, is_suspect
 from streams_queue.leases import LeaseKeeper
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import Lease, Payload
 from streams_queue.observation import Observation, Run, Watch
+from streams_queue.outcomes import Outcome, Policy
 from streams_queue.queue import Queue
+from streams_queue.settlement import Settlement
 from streams_queue.slots import ONE, Room, Slots
+from streams_queue.supervision import Deadlines
 
 logger = logging.getLogger(__name__)
 

@@ -4,238 +4,35 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import msgspec
 
 from streams_queue import failpoints, redaction
-from streams_queue.answers import Delivery, Failure
+from streams_queue.answers import Delivery
 from streams_queue.backoff import LONGEST, retry_delay
-from streams_queue.batching import Batcher
-from streams_queue.codec import Codec, Fields, decode_values, encoded_key
-from streams_queue.errors import InvalidMessage, StreamsQueueError
-from streams_queue.model import Lease, Message, Payload, Status
+from streams_queue.codec import Codec, Fields, decode_values
+from streams_queue.errors import InvalidMessage
+from streams_queue.model import Message, Payload, Status
 from streams_queue.observation import Result
-from streams_queue.queue import RESULT_LIMIT
-from streams_queue.transitions import Transitions
+from streams_queue.outcomes import Completed, Failed, Outcome, Policy, Reject, Rejected, Retry
+from streams_queue.settlement import Settlement
+from streams_queue.supervision import Deadlines, Ended, HandlerTask, supervised
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Message[Payload]], Awaitable[Any]]
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 NOT_WRITTEN = ("stale", "gone")
 """What a finishing transition answers to somebody who has lost the message, or whose message was taken out."""
 
+RESULT_LIMIT = 64 << 10
+"""Bytes of an encoded result that are kept; a larger one is not, and `Queue.result` then answers None."""
+
 ERROR_LIMIT = 2000
 """Characters of an error's text that are kept."""
-
-CANCELLED_AGAIN_AFTER = 1.0
-"""Seconds after which a handler that went on in spite of its cancellation is cancelled once more."""
-
-
-class Retry(Exception):  # an instruction, not an error
-    """Raise it in a handler to have the message tried again later; it counts as a retry, unless it pauses a key.
-
-    Args:
-        delay: seconds until then; None: the worker's back-off.
-        key: pauses this key for the delay, for all workers: the value of the payload's field that `Limits.key` names,
-            as when a chat platform asks for patience in one chat. Nothing is charged, however often. A message of this
-            key keeps its place in line and goes first; another one waits for the delay by itself.
-
-    Raises:
-        InvalidMessage: the key is empty, cannot be encoded, or is of a type that no payload's field has; the delay is
-            NaN.
-    """
-
-    def __init__(self, delay: float | None = None, key: str | float | bytes | None = None) -> None:
-        super().__init__("retry" if delay is None else f"retry in {delay:g} s")
-        self.delay = None if delay is None else float(delay)
-        if delay != delay:  # noqa: PLR0124  (NaN alone is not what it is)
-            raise InvalidMessage(f"delay {delay!r} is not a number of seconds")
-        self.key = b"" if key is None else encoded_key(key)
-        """As a payload holds it; empty without one."""
-
-
-class Reject(Exception):  # an instruction, not an error
-    """Raise it in a handler to make the message a dead letter at once.
-
-    Args:
-        reason: the error's text that the dead letter shows.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-
-
-class Policy(msgspec.Struct, kw_only=True):
-    """What a worker does with outcomes. Times in seconds."""
-
-    max_retries: int
-    retry_delay: float
-    max_deliveries: int
-    timeout: float
-    result_ttl: int
-    dead_letter_ttl: int
-    dedup_expiry: int
-
-
-class Completed(msgspec.Struct, frozen=True):
-    """The handler returned; the encoded result, empty without one."""
-
-    result: bytes
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The handler raised, or took too long."""
-
-    delay: float
-    reason: str
-    error: str
-    key: bytes = b""
-    """Paused for the delay; then nothing is charged."""
-
-
-class Rejected(msgspec.Struct, frozen=True):
-    """It must not be tried again."""
-
-    reason: str
-    error: str
-
-
-Outcome = Completed | Failed | Rejected
-
-
-class Settlement:
-    """The finishing transitions of one consumer: outcomes gathered in batches, sent until Redis answers.
-
-    Sending again is safe, since a finish that was applied knows itself.
-    """
-
-    def __init__(self, transitions: Transitions, consumer: str, policy: Policy) -> None:
-        self._transitions = transitions
-        self._consumer = consumer
-        self._policy = policy
-        self._completes: Batcher[tuple[Lease, bytes], str] = Batcher(_persistent(self._complete))
-        self._retries: Batcher[Failure, str] = Batcher(_persistent(self._retry))
-        self._dead_letters: Batcher[Failure, str] = Batcher(_persistent(self._dead_letter))
-        self._releases: Batcher[Lease, str] = Batcher(_persistent(self._release))
-
-    @property
-    def prefix(self) -> str:
-        """Of the queue."""
-        return self._transitions.keys.prefix
-
-    def settle(self, lease: Lease, outcome: Outcome) -> Awaitable[str]:
-        """The status that the message has now, or ``stale`` or ``gone`` where nothing was written."""
-        match outcome:
-            case Completed(result):
-                return self._completes.submit((lease, result))
-            case Failed(delay, reason, error, key):
-                return self._retries.submit(Failure(lease, delay, reason, error, key))
-            case Rejected(reason, error):
-                return self._dead_letters.submit(Failure(lease, 0.0, reason, error))
-
-    def release(self, lease: Lease) -> Awaitable[str]:
-        """Hand the message back uncharged."""
-        return self._releases.submit(lease)
-
-    async def drain(self) -> None:
-        """Return when what was submitted so far is written, or could not be."""
-        for batcher in (self._completes, self._retries, self._dead_letters, self._releases):
-            await batcher.drain()
-
-    async def _complete(self, items: Sequence[tuple[Lease, bytes]]) -> Sequence[str]:
-        return await self._transitions.complete(self._consumer, items, result_ttl=self._policy.result_ttl)
-
-    async def _retry(self, items: Sequence[Failure]) -> Sequence[str]:
-        policy = self._policy
-        return await self._transitions.retry(
-            self._consumer,
-            items,
-            max_retries=policy.max_retries,
-            dead_letter_ttl=policy.dead_letter_ttl,
-            dedup_expiry=policy.dedup_expiry,
-        )
-
-    async def _dead_letter(self, items: Sequence[Failure]) -> Sequence[str]:
-        return await self._transitions.dead_letter(self._consumer, items, dead_letter_ttl=self._policy.dead_letter_ttl)
-
-    async def _release(self, items: Sequence[Lease]) -> Sequence[str]:
-        return await self._transitions.release(self._consumer, items)
-
-
-def _persistent(
-    send: Callable[[Sequence[Item]], Awaitable[Sequence[str]]],
-) -> Callable[[Sequence[Item]], Awaitable[Sequence[str]]]:
-    async def send_until_answered(items: Sequence[Item]) -> Sequence[str]:
-        pause, warned = 0.1, False
-        while True:
-            try:
-                return await send(items)
-            except StreamsQueueError as error:
-                if not warned:
-                    logger.warning("%d outcomes cannot be written at present, trying on: %s", len(items), error)
-                warned = True
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
-
-    return send_until_answered
-
-
-class HandlerTask:
-    """The task that a handler runs in, and the reasons for which it is cancelled."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        """Where it is to be finished, whichever loop the handler may run in another thread."""
-        self.interrupted = False
-        """The worker wants the handler to end: what it did not do by then is for another run."""
-        self.too_slow = False
-        self._task: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def runs(self) -> bool:
-        """Whether its handler is at work."""
-        return self._task is not None
-
-    def begin(self) -> asyncio.Task[Any]:
-        """From here on the calling task, which it gives, can be interrupted."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        if self.interrupted:
-            self._cancel()
-        return task
-
-    def end(self) -> None:
-        """The handler is over: nothing cancels the task any more."""
-        self._task = None
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def interrupt(self) -> None:
-        """Cancel the handler, now or when it begins."""
-        self.interrupted = True
-        self._cancel()
-
-    def time_out(self) -> None:
-        """Cancel the handler: it took too long."""
-        self.too_slow = True
-        self._cancel()
-
-    def _cancel(self) -> None:
-        if self._task is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(CANCELLED_AGAIN_AFTER, self._cancel)
-        self._task.cancel()
 
 
 class Execution(HandlerTask, Generic[Payload]):
@@ -306,46 +103,6 @@ current: contextvars.ContextVar[Execution[Any] | None] = contextvars.ContextVar(
 """The execution whose handler runs in this context."""
 
 
-class Deadlines:
-    """One timer for all handlers: each has as long as the others, so who began first is late first.
-
-    Args:
-        timeout: seconds that a handler may take.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self._loop = asyncio.get_running_loop()
-        self._due: dict[HandlerTask, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self, handler_task: HandlerTask) -> None:
-        """Its handler begins now."""
-        due = self._loop.time() + self.timeout
-        self._due[handler_task] = due
-        if self._timer is None:
-            self._timer = self._loop.call_at(due, self._look)
-
-    def end(self, handler_task: HandlerTask) -> None:
-        """Its handler has ended."""
-        self._due.pop(handler_task, None)
-
-    def close(self) -> None:
-        """Nobody is late any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        self._timer = None
-        while self._due:
-            handler_task, due = next(iter(self._due.items()))
-            if due > self._loop.time():
-                self._timer = self._loop.call_at(due, self._look)
-                return
-            del self._due[handler_task]
-            handler_task.time_out()
-
-
 def is_suspect(delivery: Delivery) -> bool:
     """Whether so many workers died with this message that it must run alone: its next crash is its last."""
     return "_sq_suspect" in delivery.fields
@@ -366,56 +123,6 @@ async def handle(
         return failure(execution, error)
     finally:
         current.reset(token)
-
-
-class Ended(Exception):  # a handler's end, not an error
-    """What `supervised` raises for a handler that took too long, or that cancelled itself."""
-
-    def __init__(self, reason: str, words: str) -> None:
-        super().__init__(words)
-        self.reason = reason
-
-
-async def supervised(
-    handler_task: HandlerTask,
-    handler: Callable[[Item], Awaitable[Answer]],
-    given: Item,
-    deadlines: Deadlines,
-    ending: Callable[[], bool],
-) -> Answer:
-    """What the handler returns.
-
-    The cancellation of an interrupted handler goes through, and so does that of a loop that is `ending`. One that the
-    handler asked for itself is its failure, and ends with it.
-
-    Raises:
-        Ended: it took too long, or raised CancelledError itself.
-        whatever the handler raises.
-    """
-    failpoints.hit("before_handler")
-    task = handler_task.begin()
-    deadlines.begin(handler_task)
-    try:
-        return await handler(given)
-    except asyncio.CancelledError:
-        if handler_task.interrupted or ending():
-            raise
-        if handler_task.too_slow:
-            raise Ended("timeout", f"the handler took longer than {deadlines.timeout:g} s") from None
-        raise Ended("error", "the handler raised CancelledError") from None
-    finally:
-        deadlines.end(handler_task)
-        handler_task.end()
-        if task.cancelling() and not ending():
-            await _forget_cancellation(task)
-
-
-async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
-    """One that has not come through yet must not end what follows the handler."""
-    with suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)
-    while task.uncancel():
-        pass
 
 
 def failure(execution: Execution[Any], error: BaseException) -> Failed | Rejected:

@@ -11,7 +11,7 @@ import anyio
 from streams_queue import failpoints
 from streams_queue.answers import Turn
 from streams_queue.errors import StreamsQueueError
-from streams_queue.execution import Policy
+from streams_queue.outcomes import Policy
 from streams_queue.reconciliation import ADOPTED_TTL, Reconciliation
 from streams_queue.transitions import Transitions
 

@@ -32,9 +32,6 @@ from streams_queue.results import Results
 from streams_queue.settings import Settings
 from streams_queue.transitions import Transitions
 
-RESULT_LIMIT = 64 << 10
-"""Bytes of an encoded result that are kept; a larger one is not, and `result` then answers None."""
-
 _NAMED = 3
 """Ids that an error's text names at most."""
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from streams_queue.answers import Reconciled
-from streams_queue.execution import Policy
+from streams_queue.outcomes import Policy
 from streams_queue.transitions import Transitions
 
 FULL_PASS = 60.0

@@ -20,14 +20,12 @@ from streams_queue.batches import BatchHandler, Gathering
 from streams_queue.consumer import Consumer, Terms
 from streams_queue.crew import Crew
 from streams_queue.errors import ConfigurationError
-from streams_queue.execution import (
-    Handler,
-    Policy,
-)
+from streams_queue.execution import Handler
 from streams_queue.inspection import report
 from streams_queue.logs import MessageLog
 from streams_queue.model import Payload
 from streams_queue.observation import Observation
+from streams_queue.outcomes import Policy
 from streams_queue.queue import Queue
 from streams_queue.sharding import ShardedQueue
 from streams_queue.slots import Slots

@@ -16,20 +16,11 @@ from streams_queue.answers import Delivery, Failure
 from streams_queue.backoff import LONGEST, retry_delay
 from streams_queue.batching import Batcher
 from streams_queue.codec import Codec
-from streams_queue.execution import (
-    Completed,
-    Deadlines,
-    Execution,
-    Failed,
-    Policy,
-    Rejected,
-    Settlement,
-    current,
-    encoded_result,
-    handle,
-    is_suspect,
-)
+from streams_queue.execution import Execution, current, encoded_result, handle, is_suspect
 from streams_queue.model import Lease
+from streams_queue.outcomes import Completed, Failed, Policy, Rejected
+from streams_queue.settlement import Settlement
+from streams_queue.supervision import Deadlines
 
 POLICY = Policy(
     max_retries=3,
@@ -158,7 +149,7 @@ async def test_who_was_interrupted_before_it_began_does_not_get_far():
 
 
 async def test_who_goes_on_in_spite_of_it_is_cancelled_again(monkeypatch):
-    monkeypatch.setattr("streams_queue.execution.CANCELLED_AGAIN_AFTER", 0.01)
+    monkeypatch.setattr("streams_queue.supervision.CANCELLED_AGAIN_AFTER", 0.01)
     heard = 0
 
     async def stubborn(message):

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from streams_queue.codec import decode_values, text
 from streams_queue.errors import ConfigurationError
-from streams_queue.execution import Execution, Failed, Reject, Retry, current, encoded_result, failure
+from streams_queue.execution import Execution, current, encoded_result, failure
 from streams_queue.model import Status
+from streams_queue.outcomes import Failed, Reject, Retry
 from streams_queue.redaction import scrubbed
 from streams_queue.transitions import Transitions
 from streams_queue.worker import Worker

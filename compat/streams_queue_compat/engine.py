@@ -9,10 +9,10 @@ from streams_queue import tracing
 from streams_queue.answers import Delivery, Enqueued, NewMessage, Refused
 from streams_queue.batching import Batcher
 from streams_queue.codec import Fields
-from streams_queue.execution import Policy
 from streams_queue.listener import Event
 from streams_queue.maintenance import Maintenance
 from streams_queue.model import FINAL
+from streams_queue.outcomes import Policy
 from streams_queue.queue import Queue
 from streams_queue.refusals import rejection
 from streams_queue.transitions import Transitions

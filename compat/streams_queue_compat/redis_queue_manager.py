@@ -16,10 +16,11 @@ from streams_queue.answers import Failure, NewMessage
 from streams_queue.backoff import retry_delay
 from streams_queue.codec import Codec, decode_values, encode_values, number
 from streams_queue.errors import ConfigurationError, InvalidMessage, Rejected, StreamsQueueError
-from streams_queue.execution import Execution, Policy, Reject, Retry, current
+from streams_queue.execution import Execution, current
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
 from streams_queue.model import Lease, Message, Status
+from streams_queue.outcomes import Policy, Reject, Retry
 from streams_queue.redaction import scrubbed
 from streams_queue.settings import Settings
 from streams_queue.worker import Worker
