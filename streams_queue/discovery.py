@@ -3,9 +3,10 @@
 import re
 from contextlib import suppress
 
-from streams_queue.connection import Connection, translated
+from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys, name_of_sharded, registry_prefix
+from streams_queue.translation import translated
 
 _KEY = re.compile(rb"(.+?):(?:queue:(?:main|retry|scheduled|dlq)|(meta))", re.DOTALL)
 

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from redis import exceptions
 
-from streams_queue.connection import Connection, translated
+from streams_queue.connection import Connection
 from streams_queue.errors import InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys
 from streams_queue.scripts import Script
+from streams_queue.translation import translated
 
 BATCH = 500
 """Messages that one call of a script takes at most: it keeps each call within milliseconds."""

@@ -11,12 +11,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from streams_queue.connection import Connection, translated
+from streams_queue.connection import Connection
 from streams_queue.door import BATCH
 from streams_queue.errors import StreamsQueueError
 from streams_queue.keys import Keys
 from streams_queue.model import FINAL, Status
 from streams_queue.transitions import Transitions
+from streams_queue.translation import translated
 
 logger = logging.getLogger(__name__)
 

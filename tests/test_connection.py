@@ -16,7 +16,7 @@ import trustme
 
 import servers
 from streams_queue import wire
-from streams_queue.connection import REDIS_ERRORS, Connection, translate, translated
+from streams_queue.connection import Connection
 from streams_queue.errors import (
     ConfigurationError,
     InvalidMessage,
@@ -25,6 +25,7 @@ from streams_queue.errors import (
     UnsupportedServer,
 )
 from streams_queue.settings import Settings
+from streams_queue.translation import REDIS_ERRORS, translate, translated
 
 SECRET = "hunter2"
 Private = Callable[..., servers.Server]

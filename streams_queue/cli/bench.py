@@ -18,10 +18,10 @@ from streams_queue.cli import loop
 from streams_queue.cli.options import EXIT_CODES, Json, Url, Yes
 from streams_queue.cli.output import confirm, print_facts, print_json, progress, remark
 from streams_queue.cli.terminal import FAILED, LogLevel, fail, fail_by, log_to_stderr
-from streams_queue.connection import translated
 from streams_queue.errors import StreamsQueueError
 from streams_queue.queue import Queue
 from streams_queue.settings import Address, Settings
+from streams_queue.translation import translated
 from streams_queue.worker import Worker
 
 EPILOG = f"""\

@@ -11,13 +11,14 @@ from streams_queue.answers import Failure, NewMessage, Place
 from streams_queue.cli.doctor.check import Check, Verdict
 from streams_queue.cli.doctor.commands import commands_in
 from streams_queue.cli.doctor.roles import READS, SCRIPTS_OF, Role, commands_of
-from streams_queue.connection import Connection, translated
+from streams_queue.connection import Connection
 from streams_queue.door import NotJoined
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys
 from streams_queue.limits import Limits
 from streams_queue.model import Lease
 from streams_queue.scripts import Script
+from streams_queue.translation import translated
 from streams_queue_migrations import door
 from streams_queue_migrations.door import NO_ENTRIES, START, Door
 
