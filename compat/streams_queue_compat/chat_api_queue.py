@@ -17,6 +17,7 @@ from streams_queue.outcomes import Failed, Reject, Retry
 from streams_queue.redaction import scrubbed
 from streams_queue.transitions import Transitions
 from streams_queue.worker import Worker
+from streams_queue_compat.documented import documented, in_its_loop
 from streams_queue_compat.handlers import Handler, Services, find_handler
 from streams_queue_compat.logs import log_attempt, log_error
 from streams_queue_compat.processor import JointLock, Processor
@@ -25,8 +26,6 @@ from streams_queue_compat.redis_queue_manager import (
     STATUS_ERROR,
     STATUS_PROCESSING,
     RedisQueueManager,
-    documented,
-    in_its_loop,
 )
 from streams_queue_compat.requests import QueuedRequest, StatusCallback
 

@@ -8,6 +8,9 @@ from typing import Any
 from streams_queue.model import Message
 from streams_queue.redaction import scrubbed
 
+MANAGER = "bot_logic.services.redis_queue_manager"
+"""The documented name of the manager's logger."""
+
 
 def log_error(logger: logging.Logger, what: str, error: BaseException, values: Mapping[str, Any]) -> None:
     """Log an error and its traceback, without the secrets among the values of its message."""

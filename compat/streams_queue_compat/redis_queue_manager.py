@@ -1,21 +1,18 @@
 """`RedisQueueManager`, as documented: a queue by prefix, with its manual calls and its processor."""
 
 import asyncio
-import functools
 import logging
 import math
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
-
-import msgspec
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
 
 from streams_queue.answers import Failure, NewMessage
 from streams_queue.backoff import retry_delay
 from streams_queue.codec import Codec, decode_values, encode_values, number
-from streams_queue.errors import ConfigurationError, InvalidMessage, Rejected, StreamsQueueError
+from streams_queue.errors import ConfigurationError, InvalidMessage
 from streams_queue.execution import Execution, current
 from streams_queue.keys import Keys, valid_id
 from streams_queue.listener import Event
@@ -24,8 +21,18 @@ from streams_queue.outcomes import Policy, Reject, Retry
 from streams_queue.redaction import scrubbed
 from streams_queue.settings import Settings
 from streams_queue.worker import Worker
+from streams_queue_compat.callbacks import (
+    STATUS_COMPLETED,
+    STATUS_ERROR,
+    STATUS_PROCESSING,
+    STATUS_QUEUED,
+    STATUS_RETRY,
+    Callback,
+    Hearer,
+)
+from streams_queue_compat.documented import documented, in_its_loop
 from streams_queue_compat.engine import Engine
-from streams_queue_compat.logs import log_attempt, log_error
+from streams_queue_compat.logs import MANAGER, log_attempt
 from streams_queue_compat.processor import Processor
 from streams_queue_compat.values import storable
 
@@ -38,16 +45,7 @@ __all__ = [
     "RedisQueueManager",
 ]
 
-logger = logging.getLogger("bot_logic.services.redis_queue_manager")
-
-STATUS_QUEUED = "queued"
-STATUS_PROCESSING = "processing"
-STATUS_COMPLETED = "completed"
-STATUS_ERROR = "error"
-STATUS_RETRY = "retry"
-
-Callback = Callable[[dict[str, Any], str, Any, str | None], Awaitable[None]]
-"""``await callback(message, status, response, error)``"""
+logger = logging.getLogger(MANAGER)
 
 LEASE = 30.0
 """Seconds: the queue's lease, which processors renew. What is held by hand is locked for ``lock_expiry`` instead."""
@@ -63,54 +61,6 @@ DEAD_LETTER_TTL = 30 * 86400
 _LOCK_POLL = 0.1
 _MAX_PAYLOAD = 1 << 20
 _ENGINE_OWNED = ("status", "retry_count", "dedup_key")
-
-Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer")
-
-
-def documented(
-    otherwise: Callable[[], Any],
-) -> Callable[[Callable[Arguments, Awaitable[Answer]]], Callable[Arguments, Coroutine[Any, Any, Answer]]]:
-    """Decorator: no error leaves the coroutine. It is logged with its cause, and the documented "no" returned."""
-
-    def decorate(method: Callable[Arguments, Awaitable[Answer]]) -> Callable[Arguments, Coroutine[Any, Any, Answer]]:
-        name = method.__qualname__.rpartition(".")[2]
-
-        @functools.wraps(method)
-        async def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
-            try:
-                answer = await method(*args, **kwargs)
-            except Rejected as error:
-                logger.warning("%s: %s", name, error)
-                return cast(Answer, otherwise())
-            except StreamsQueueError as error:
-                logger.error("%s: %s%s", name, error, _cause(error))  # noqa: TRY400  # says more than a traceback
-                return cast(Answer, otherwise())
-            except Exception:
-                logger.exception("%s failed", name)
-                return cast(Answer, otherwise())
-            # Of what a call was given only an id is shown, of its answer no more than that there is one.
-            subject = next((argument for argument in args[:2] if isinstance(argument, str)), "...")
-            logger.debug(
-                "%s(%s) -> %s", name, subject, answer if isinstance(answer, str | int) else type(answer).__name__
-            )
-            return answer
-
-        return call
-
-    return decorate
-
-
-async def in_its_loop(execution: Execution[Any], call: Coroutine[Any, Any, bool]) -> bool:
-    """Finish a delivery where its worker runs: a process function may have a loop of its own, in another thread."""
-    if asyncio.get_running_loop() is execution.loop:
-        return await call
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, execution.loop))
-
-
-def _cause(error: StreamsQueueError) -> str:
-    cause = error.__cause__  # its repr may hold the payload
-    return "" if cause is None else f" (cause: {type(cause).__name__}: {cause})"
 
 
 class RedisQueueManager:
@@ -203,7 +153,7 @@ class RedisQueueManager:
         message = self._new(message_data, engine.queue.listener.channel if callback else "")
         if callback is None:
             return (await engine.accept(message)).id
-        hearer = _Hearer({"timestamp": time.time(), **message_data, "request_id": message.id}, callback)
+        hearer = Hearer({"timestamp": time.time(), **message_data, "request_id": message.id}, callback)
         listener = engine.queue.listener
         await listener.start()
         listener.hear(message.id, hearer)
@@ -515,44 +465,6 @@ class RedisQueueManager:
             fields=self._codec.with_types(*encode_values(storable(data))),
             listener=channel,
         )
-
-
-class _Hearer:
-    """Tells a callback of a message's statuses, ``queued`` first."""
-
-    def __init__(self, message: dict[str, Any], callback: Callback) -> None:
-        self._message = {**message, "retry_count": 0}
-        self._callback = callback
-        self._accepted = asyncio.Event()
-
-    async def accepted(self) -> None:
-        """The message is in the queue. Only from now on does the callback hear of what became of it."""
-        await self._tell(STATUS_QUEUED)
-        self._accepted.set()
-
-    async def __call__(self, event: Event) -> None:
-        await self._accepted.wait()
-        words = event.detail.decode(errors="replace")
-        match event.status:
-            case Status.COMPLETED:
-                await self._tell(STATUS_COMPLETED, msgspec.json.decode(event.detail) if event.detail else None)
-            case Status.RETRY:
-                self._message["retry_count"] += 1
-                await self._tell(STATUS_RETRY, None, words)
-            case Status.ERROR:
-                await self._tell(STATUS_ERROR, None, words)
-            case Status.EXPIRED:
-                await self._tell(STATUS_ERROR, None, "the message expired before it was worked on")
-            case Status.PROCESSING | Status.QUEUED:
-                await self._tell(event.status.value)
-
-    async def _tell(self, status: str, response: Any = None, error: str | None = None) -> None:
-        self._message["status"] = status
-        try:
-            await self._callback(self._message, status, response, error)
-        except Exception as failed:  # noqa: BLE001  # whatever it is, it is the callback's own
-            what = f"the callback of message {self._message['request_id']} failed at status {status}"
-            log_error(logger, what, failed, self._message)
 
 
 def _lease_of(engine: Engine, id: str) -> Lease:
