@@ -94,7 +94,8 @@ def _slow(name: str, what: str, mode: Mode, count: tuple[int, int]) -> None:
         async with lab.lane() as lane, Proxy(lab.server.port) as proxy:
             proxy.delay = lab.size(100, 500) / 1000
             await proxy.set(mode)
-            await lane.start(2, url=proxy.url)
+            # Nobody dies here, and a loaded machine passes single bytes on so slowly that a short lease may run out.
+            await lane.start(2, url=proxy.url, lease=10.0)
             async with Queue[dict[str, str]](lane.name, url=proxy.url) as producer:
                 ids = await lane.enqueue_to(producer, lab.size(*count))
             await lane.idle(120)
