@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from streams_queue.codec import STATUSES, Fields, fields_of
 from streams_queue.model import Lease, Priority, Status
@@ -169,6 +169,29 @@ class Working(NamedTuple):
     held: list[Held]
 
 
+class Hold(NamedTuple):
+    """Why a message is parked: its key is paused, its key's rate is spent, or others of its key come first."""
+
+    reason: Literal["pause", "rate", "turn"]
+    until: float | None
+    """Epoch seconds; None for a turn, which comes when another message ends."""
+
+
+class ParkedKey(NamedTuple):
+    """A key of which messages are parked: the id of the first, how many there are, and why."""
+
+    first: str
+    messages: int
+    hold: Hold
+
+
+class Parked(NamedTuple):
+    """How many messages are parked, and for which keys, some of them: those first that a time holds up."""
+
+    messages: int
+    keys: list[ParkedKey]
+
+
 class Examined(NamedTuple):
     """All that is known of a message. A TTL is None where there is none, or no key."""
 
@@ -181,6 +204,8 @@ class Examined(NamedTuple):
     marker_ttl: float | None
     scores: dict[str, float]
     """Its score in each of ``main``, ``parked``, ``retry``, ``scheduled``, ``dlq`` and ``lost`` that holds it."""
+    hold: Hold | None
+    """Why it is parked, where it is."""
 
 
 def id_of(raw: bytes) -> str:
@@ -207,13 +232,26 @@ def claimed_of(reply: Any) -> Claimed:
 
 def examined_of(reply: list[Any]) -> Examined:
     """What `examine` replies for a message."""
-    now, flat, ttl, lock, lock_ttl, marker, marker_ttl, scores = reply
+    now, flat, ttl, lock, lock_ttl, marker, marker_ttl, scores, held = reply
     places = zip(("main", "parked", "retry", "scheduled", "dlq", "lost"), scores, strict=True)
+    found = {name: float(score) for name, score in places if score}
     return Examined(
         now=float(now), fields=fields_of(flat), ttl=_left(ttl), lock=lock.decode(errors="replace"),
         lock_ttl=_left(lock_ttl), marker=marker, marker_ttl=_left(marker_ttl),
-        scores={name: float(score) for name, score in places if score},
+        scores=found, hold=_hold_of(*held) if "parked" in found else None,
     )  # fmt: skip
+
+
+def parked_of(reply: list[Any]) -> Parked:
+    """What `parked` replies."""
+    messages, rows = reply
+    return Parked(messages, [ParkedKey(id_of(id), count, _hold_of(*held)) for id, count, *held in rows])
+
+
+def _hold_of(paused: bytes, wake: bytes) -> Hold:
+    if paused:
+        return Hold("pause", float(paused))
+    return Hold("rate", float(wake)) if wake else Hold("turn", None)
 
 
 def _left(ttl: int) -> float | None:

@@ -150,6 +150,51 @@ def from_meta(meta: Mapping[str, str]) -> Limits:
         return Limits(**per_key)
 
 
+MEANINGS = {
+    "key": "The payload's field that tells keys apart, as user_id.",
+    "max_length": "Unfinished messages, above which none is accepted.",
+    "accept": "What is accepted.",
+    "accept_per_key": "What is accepted of one key.",
+    "work": "What all workers together begin.",
+    "work_per_key": "What they begin of one key.",
+    "concurrency_per_key": "Of one key, worked on at the same time; 1 keeps their order.",
+    "normal_share": "The least share of the slots for normal priority.",
+    "low_share": "The least share of the slots for low priority.",
+}
+"""What each limit is, for who sets it."""
+
+
+def spelt(name: str) -> str:
+    """A limit's name as people write it: ``max-length``."""
+    return name.replace("_", "-")
+
+
+def text_of(value: Any) -> str:
+    """The value of a limit as people write it; empty for none."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def parsed(name: str, text: str) -> Any:
+    """The value that people have written for a limit; an empty text is none.
+
+    Raises:
+        ConfigurationError: this limit is not written so.
+    """
+    text = text.strip()
+    if not text:
+        return getattr(_NONE, name)
+    if name == "key":
+        return text
+    try:
+        if name in _WHOLE:
+            return int(text)
+        return float(text) if name.endswith("_share") else Rate.parse(text)
+    except ValueError:
+        raise ConfigurationError(f"{spelt(name)}: {text!r:.80} is no number") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{spelt(name)}: {error}") from None
+
+
 FIELDS = tuple(f"limit_{name}" for name in Limits.__struct_fields__)
 """All fields of ``P:meta`` that say limits."""
 

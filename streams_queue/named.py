@@ -6,6 +6,7 @@ from typing import Any
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys, name_of_sharded, number_of_shard
+from streams_queue.limits import Limits
 from streams_queue.queue import Queue
 from streams_queue.registry import OutOfOrder, Registry
 from streams_queue.settings import Settings
@@ -75,6 +76,13 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
 
     def _home(self, id: str, fields: Sequence[bytes]) -> Queue[dict[str, Any]]:
         return super()._home(id, fields) if self.shards else self
+
+    def check_limits(self, limits: Limits) -> None:
+        """As `Queue.check_limits`."""
+        if self.shards:
+            super().check_limits(limits)
+        else:
+            Queue.check_limits(self, limits)
 
     async def result(self, id: str, timeout: float | None = None) -> Any:
         """As `Queue.result`."""

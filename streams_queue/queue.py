@@ -24,7 +24,7 @@ from streams_queue.errors import (
     QueueUnavailable,
 )
 from streams_queue.keys import Keys, tagged, valid_id
-from streams_queue.limits import Limits
+from streams_queue.limits import Limits, to_meta
 from streams_queue.listener import Listener
 from streams_queue.model import Message, Payload, Priority, Receipt, Stats
 from streams_queue.refusals import rejection
@@ -340,8 +340,21 @@ class Queue(Generic[Payload]):
         return await self.transitions.limits()
 
     async def set_limits(self, limits: Limits) -> None:
-        """Have these limits from now on, and no others: for every producer and every worker of this queue."""
+        """Have these limits from now on, and no others: for every producer and every worker of this queue.
+
+        Raises:
+            ConfigurationError: these are no limits, or the shards of a `ShardedQueue` cannot have them.
+        """
+        self.check_limits(limits)
         await self.transitions.limit(limits)
+
+    def check_limits(self, limits: Limits) -> None:
+        """Nothing, where this queue can have these limits. Asks no server.
+
+        Raises:
+            ConfigurationError: as for `set_limits`.
+        """
+        to_meta(limits)
 
     async def result(self, id: str, timeout: float | None = None) -> Any:
         """Wait for the message's end: the value that its handler returned (as JSON holds it).

@@ -77,13 +77,14 @@ LIMIT = Script("limit")
 LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=False)
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 KNOWN = Script("known", ("id", "deduplicated"), keys=("message", "done", "slot"))
+PARKED = Script("parked", ("limit",))
 REGISTER = Script("register", ("count", "key", "servers"), keys=("registry",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE,
     PRIORITISE, RECONCILE,
     UPKEEP, JOIN, PRUNE, UPDATE, READ, EXAMINE, PAGE, STATS, POSITION, WATCH, FIRST_OF_USER, OF_USER, OLDEST, WORKERS,
-    AMEND, LIMIT, LOCK, UNLOCK, KNOWN, REGISTER,
+    AMEND, LIMIT, LOCK, UNLOCK, KNOWN, REGISTER, PARKED,
 )  # fmt: skip
 
 

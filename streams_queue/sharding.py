@@ -13,13 +13,14 @@ from streams_queue.codec import value_in
 from streams_queue.door import Resharded
 from streams_queue.errors import ConfigurationError, NotFound, QueueUnavailable, StreamsQueueError
 from streams_queue.keys import Keys, registry_prefix, shard_prefix, valid_id
+from streams_queue.limits import Limits
 from streams_queue.listener import Listener
 from streams_queue.model import Payload, Priority, Receipt
 from streams_queue.queue import Options, Queue
 from streams_queue.registry import Registry, place_of_server
 from streams_queue.routing import MOST_SHARDS, made_id
 from streams_queue.settings import Settings
-from streams_queue.shards import Routing, Shards, key_stays, together
+from streams_queue.shards import Routing, Shards, key_stays, part_of, together
 from streams_queue.transitions import Transitions
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,11 @@ class ShardedQueue(Queue[Payload]):
         if self.key is not None and self.key in changes:
             raise key_stays(self.key)
         return await super().update(id, changes)
+
+    def check_limits(self, limits: Limits) -> None:
+        """As `Queue.check_limits`; and they can be divided among the shards. Only after `open`."""
+        super().check_limits(limits)
+        part_of(limits, self.routing)
 
     async def result(self, id: str, timeout: float | None = None) -> Any:
         """As `Queue.result`. For an id of your own all shards are asked once where it is."""

@@ -14,6 +14,7 @@ from streams_queue.answers import (
     Oldest,
     Outdated,
     Page,
+    Parked,
     Place,
     Working,
 )
@@ -227,6 +228,11 @@ class Shards(Transitions):
             held = [*before.held, *seen.held]
             merged[seen.name] = Working(seen.name, min(before.idle, seen.idle), before.pending + seen.pending, held)
         return list(merged.values())
+
+    async def parked(self, limit: int) -> Parked:
+        """As `Transitions.parked`, of all shards: a key has one."""
+        found = await self._all(lambda shard: shard.parked(limit))
+        return Parked(sum(parked.messages for parked in found), [key for parked in found for key in parked.keys])
 
     async def of_user(self, user_id: str, limit: int, first: int = 0) -> None:
         """None: a sharded queue keeps no index of users."""

@@ -11,6 +11,9 @@ from streams_queue.shown import data_of, error_of, result_of
 
 Story = dict[str, Any]
 
+HOLDS = {"pause": "the end of its key's pause", "rate": "room in its key's rate", "turn": "its key's turn"}
+"""What a parked message waits for, in words."""
+
 
 async def story_of(queue: Queue[dict[str, Any]], id: str) -> Story | None:
     """The story, as its JSON has it; None when nothing is known of the message."""
@@ -25,6 +28,8 @@ async def story_of(queue: Queue[dict[str, Any]], id: str) -> Story | None:
         "id": id,
         "status": known.get("status", "expired"),
         "places": sorted(scores),
+        "waits_for": found.hold and found.hold.reason,
+        "waits_until": found.hold and found.hold.until,
         "position": position,
         "ahead": ahead,
         **{name: (body or {}).get(name) for name in _BODY},
@@ -84,13 +89,14 @@ async def read_line(queue: Queue[dict[str, Any]], page: Page) -> list[Story]:
     ids = [place.id for place in page.places]
     records: list[Story] = []
     places = await queue.transitions.positions(ids)
-    for id, fields, (place, _) in zip(ids, await queue.transitions.read(ids), places, strict=True):
-        message = queue.codec.decode(id, fields) if "timestamp" in fields else None
+    for id, found, (place, _) in zip(ids, await queue.transitions.examine(ids), places, strict=True):
+        message = queue.codec.decode(id, found.fields) if "timestamp" in found.fields else None
         records.append(
             {
                 "position": place,
                 "id": id,
                 "status": message and message.status.value,
+                "waits_for": found.hold and found.hold.reason,
                 "priority": message and message.priority,
                 "enqueued_at": message and message.enqueued_at,
                 "age": message and page.now - message.enqueued_at,

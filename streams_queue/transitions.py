@@ -19,6 +19,7 @@ from streams_queue.answers import (
     Oldest,
     Outdated,
     Page,
+    Parked,
     Place,
     Promoted,
     Reconciled,
@@ -31,6 +32,7 @@ from streams_queue.answers import (
     enqueued_of,
     examined_of,
     id_of,
+    parked_of,
     status_of,
 )
 from streams_queue.codec import Fields, fields_of, number
@@ -442,6 +444,12 @@ class Transitions(Door):
             Working(name.decode(errors="replace"), idle / 1000, pending, held[name])
             for name, idle, pending in consumers
         ]
+
+    async def parked(self, limit: int) -> Parked:
+        """For which keys messages are parked: at most so many that a time holds up, and those of the `limit` messages
+        that have been in line for the longest. O(limit · log n).
+        """
+        return parked_of(await self._run(scripts.PARKED, (limit,)))
 
     async def of_user(self, user_id: str, limit: int, first: int = 0) -> list[str] | None:
         """Ids of a user's unfinished messages, those in line first, without the `first` ones; None where the queue

@@ -9,7 +9,7 @@ from streams_queue.cli.options import EXIT_CODES, Json, Prefix, Url, on_queue
 from streams_queue.cli.output import print_facts, print_json
 from streams_queue.cli.terminal import MISUSED, fail
 from streams_queue.errors import ConfigurationError
-from streams_queue.limits import Limits, Rate
+from streams_queue.limits import MEANINGS, Limits, Rate, spelt, text_of
 from streams_queue.queue import Queue
 
 SHOW_EPILOG = f"""\
@@ -56,8 +56,12 @@ def _rate(text: str) -> Rate:
         raise typer.BadParameter(str(error)) from None
 
 
-def _accepting(name: str, help: str) -> Any:
-    return typer.Option(f"--{name}", parser=_rate, metavar="N/TIME", help=help)
+def _option(name: str, **options: Any) -> Any:
+    return typer.Option(f"--{spelt(name)}", help=MEANINGS[name], **options)
+
+
+def _accepting(name: str) -> Any:
+    return _option(name, parser=_rate, metavar="N/TIME")
 
 
 @app.callback(invoke_without_command=True, epilog=SHOW_EPILOG)
@@ -75,25 +79,15 @@ def set_(
     prefix: Prefix = None,
     url: Url = None,
     as_json: Json = False,
-    key: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="The payload's field that tells keys apart, as user_id.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Unfinished messages, above which none is accepted.")
-    ] = None,
-    accept: Annotated[Rate | None, _accepting("accept", "What is accepted.")] = None,
-    accept_per_key: Annotated[Rate | None, _accepting("accept-per-key", "What is accepted of one key.")] = None,
-    work: Annotated[Rate | None, _accepting("work", "What all workers together begin.")] = None,
-    work_per_key: Annotated[Rate | None, _accepting("work-per-key", "What they begin of one key.")] = None,
-    concurrency_per_key: Annotated[
-        int | None, typer.Option(metavar="N", help="Of one key, worked on at the same time; 1 keeps their order.")
-    ] = None,
-    normal_share: Annotated[
-        float | None, typer.Option(metavar="X", help="The least share of the slots for normal priority.")
-    ] = None,
-    low_share: Annotated[
-        float | None, typer.Option(metavar="X", help="The least share of the slots for low priority.")
-    ] = None,
+    key: Annotated[str | None, _option("key", metavar="FIELD")] = None,
+    max_length: Annotated[int | None, _option("max_length", metavar="N")] = None,
+    accept: Annotated[Rate | None, _accepting("accept")] = None,
+    accept_per_key: Annotated[Rate | None, _accepting("accept_per_key")] = None,
+    work: Annotated[Rate | None, _accepting("work")] = None,
+    work_per_key: Annotated[Rate | None, _accepting("work_per_key")] = None,
+    concurrency_per_key: Annotated[int | None, _option("concurrency_per_key", metavar="N")] = None,
+    normal_share: Annotated[float | None, _option("normal_share", metavar="X")] = None,
+    low_share: Annotated[float | None, _option("low_share", metavar="X")] = None,
 ) -> None:
     """Set some limits; the others stay."""
     asked = {
@@ -103,7 +97,7 @@ def set_(
     }  # fmt: skip
     changes = {name: value for name, value in asked.items() if value is not None}
     if not changes:
-        fail(f"set which? Name some of {', '.join(f'--{_spelt(name)}' for name in _NAMES)}", MISUSED)
+        fail(f"set which? Name some of {', '.join(f'--{spelt(name)}' for name in _NAMES)}", MISUSED)
     _print(on_queue(prefix, url, lambda queue: _change(queue, changes)), as_json)
 
 
@@ -120,7 +114,7 @@ def clear(
     wanted = [name.removeprefix("--").replace("-", "_") for name in names or _NAMES]
     for name in wanted:
         if name not in _NAMES:
-            fail(f"{name!r} is no limit: name some of {', '.join(map(_spelt, _NAMES))}", MISUSED)
+            fail(f"{name!r} is no limit: name some of {', '.join(map(spelt, _NAMES))}", MISUSED)
     changes = {name: getattr(Limits(), name) for name in wanted}
     _print(on_queue(prefix, url, lambda queue: _change(queue, changes)), as_json)
 
@@ -134,10 +128,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _spelt(name: str) -> str:
-    return name.replace("_", "-")
-
-
 async def _change(queue: Queue[dict[str, Any]], changes: dict[str, Any]) -> Limits:
     limits = Limits(**{**msgspec.structs.asdict(await queue.limits()), **changes})
     await queue.set_limits(limits)
@@ -148,8 +138,4 @@ def _print(limits: Limits, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(limits))
         return
-    print_facts([(_spelt(name), _shown(getattr(limits, name))) for name in _NAMES])
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    print_facts([(spelt(name), text_of(getattr(limits, name)) or "none") for name in _NAMES])

@@ -51,7 +51,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The message's id.", show_
 _PEEK = (
     Column("position", lambda row: str(row["position"] or "-"), right=True),
     Column("id", lambda row: row["id"]),
-    Column("status", lambda row: row["status"] or "no body"),
+    Column("status", lambda row: "parked" if row["waits_for"] else row["status"] or "no body"),
     Column("priority", lambda row: row["priority"] or "-"),
     Column("age", lambda row: "-" if row["age"] is None else spelt(row["age"]), right=True),
     Column("attempts", lambda row: "-" if row["attempts"] is None else str(row["attempts"]), right=True),

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from streams_queue.durations import moment, spelt
-from streams_queue.story import Story
+from streams_queue.story import HOLDS, Story
 
 
 def facts_of(story: Story) -> list[tuple[str, str]]:
@@ -18,6 +18,7 @@ def facts_of(story: Story) -> list[tuple[str, str]]:
         "id": story["id"],
         "status": _status_in_words(story),
         "in": ", ".join(story["places"]) or "no queue",
+        "waits for": _hold_in_words(story),
         "position": None if story["position"] is None else f"{story['position']}, {story['ahead']} ahead",
         "priority": story["priority"],
         "enqueued": when("enqueued_at"),
@@ -42,6 +43,13 @@ def facts_of(story: Story) -> list[tuple[str, str]]:
 def _status_in_words(story: Story) -> str:
     has_body = story["data"] is not None
     return str(story["status"]) if has_body or story["end"] else f"{story['status']}: its body ran out"
+
+
+def _hold_in_words(story: Story) -> str | None:
+    if story["waits_for"] is None:
+        return None
+    until = "" if story["waits_until"] is None else f" at {moment(story['waits_until'], story['now'])}"
+    return HOLDS[story["waits_for"]] + until
 
 
 def _attempts_in_words(story: Story) -> str | None:

@@ -12,14 +12,15 @@ from starlette.routing import BaseRoute, Route
 from streams_queue.dashboard import reading, shapes
 from streams_queue.dashboard.access import COOKIE, new_token
 from streams_queue.dashboard.board import Board
-from streams_queue.dashboard.changes import change_named, change_payload, set_pause
-from streams_queue.dashboard.guard import BODY, changing, cookie_of
+from streams_queue.dashboard.changes import change_limits, change_named, change_payload, prioritise, set_pause
+from streams_queue.dashboard.guard import BODY, Handler, changing, cookie_of
 from streams_queue.dashboard.openapi import Operation, description
 from streams_queue.dashboard.problems import Problem, bad, unknown
 from streams_queue.dashboard.reading import id_of, wanted_of
 from streams_queue.dashboard.views import path
 from streams_queue.dashboard.watch import Watched
 from streams_queue.letters import DELETE, REQUEUE, Change
+from streams_queue.limits import Limits, Rate
 from streams_queue.shown import json_of
 from streams_queue.story import story_of
 
@@ -29,6 +30,8 @@ PROBLEM = "application/problem+json"
 
 _QUEUE = "/api/queues/{prefix}"
 _LETTERS = f"{_QUEUE}/dead-letters"
+_LIMITS = f"{_QUEUE}/limits"
+_PRIORITY = f"{_QUEUE}/messages/{{id}}/priority"
 
 
 class _Address(NamedTuple):
@@ -52,10 +55,14 @@ class Api:
             _Address(Operation("GET", f"{_QUEUE}/line", shapes.Line, query=shapes.LinePage), self.line),
             _Address(Operation("GET", f"{_QUEUE}/messages", shapes.UsersMessages, query=shapes.OfUser), self.of_user),
             _Address(Operation("GET", f"{_QUEUE}/messages/{{id}}", shapes.Story), self.message),
+            _Address(Operation("GET", _LIMITS, shapes.Limits), self.limits),
+            _Address(Operation("GET", f"{_QUEUE}/waiting-keys", shapes.WaitingKeys), self.waiting_keys),
             _Address(Operation("GET", _LETTERS, shapes.Letters, query=shapes.DeadPage), self.letters),
             _Address(Operation("POST", f"{_LETTERS}/requeue", shapes.Outcomes, body=shapes.Ids), self.requeue),
             _Address(Operation("POST", f"{_LETTERS}/delete", shapes.Outcomes, body=shapes.Ids), self.delete),
             _Address(Operation("POST", f"{_LETTERS}/amend", shapes.Amended, body=shapes.Amendment), self.amend),
+            _Address(Operation("POST", _PRIORITY, shapes.Prioritised, body=shapes.Prioritise), self.prioritise),
+            _Address(Operation("POST", _LIMITS, shapes.Limits, body=shapes.LimitsChange), self.change_limits),
             _Address(Operation("POST", f"{_QUEUE}/pause", shapes.Paused, body=shapes.Nothing), self.pause),
             _Address(Operation("POST", f"{_QUEUE}/resume", shapes.Paused, body=shapes.Nothing), self.resume),
         ]
@@ -66,12 +73,13 @@ class Api:
             Route("/api/openapi.json", self._describe),
             Route("/api/token", self._give_token),
         ]
+        by_path: dict[str, dict[str, Handler]] = {}
         for operation, handler in self._addresses:
             answer = _as_json(handler)
             if operation.method == "POST":
                 answer = changing(self._board.access, answer, api=True)
-            routes.append(Route(operation.path, answer, methods=[operation.method]))
-        return routes
+            by_path.setdefault(operation.path, {})[operation.method] = answer
+        return routes + [Route(path, _by_method(answers), methods=[*answers]) for path, answers in by_path.items()]
 
     async def _describe(self, request: Request) -> Response:
         operations = [
@@ -163,6 +171,18 @@ class Api:
         found = await reading.letters(self._board.queue(request).queue, wanted, asked.after or None, asked.limit)
         return shapes.Letters(_converted(found.records, list[shapes.Letter]), found.looked_at, found.after)
 
+    async def limits(self, request: Request) -> shapes.Limits:
+        """What a queue declines and holds back."""
+        return _converted(msgspec.to_builtins(await self._board.queue(request).queue.limits()), shapes.Limits)
+
+    async def waiting_keys(self, request: Request) -> shapes.WaitingKeys:
+        """The keys that messages wait for, and why."""
+        parked, keys = await reading.waiting_keys(self._board.queue(request).queue)
+        return shapes.WaitingKeys(
+            parked,
+            [shapes.WaitingKey(key.value, key.messages, key.first, key.hold.reason, key.hold.until) for key in keys],
+        )
+
     # ---- changing
 
     async def requeue(self, request: Request) -> shapes.Outcomes:
@@ -196,6 +216,20 @@ class Api:
         outcomes = await change_named(request, watched, REQUEUE, [id]) if asked.requeue else {}
         return shapes.Amended(id, bool(outcomes.get("requeued")))
 
+    async def prioritise(self, request: Request) -> shapes.Prioritised:
+        """Give a waiting message another priority; it takes the place of a new arrival."""
+        watched, asked = self._board.queue(request), _body(request, shapes.Prioritise)
+        id = id_of(request.path_params["id"])
+        outcome = await prioritise(request, watched, id, asked.priority)
+        return shapes.Prioritised(id, asked.priority, outcome == "changed")
+
+    async def change_limits(self, request: Request) -> shapes.Limits:
+        """Change what a queue declines and holds back, for every producer and worker of it."""
+        watched, asked = self._board.queue(request), _body(request, shapes.LimitsChange)
+        named = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not msgspec.UNSET}
+        limits = await change_limits(request, watched, {name: _limit_of(name, named[name]) for name in named})
+        return _converted(msgspec.to_builtins(limits), shapes.Limits)
+
     async def pause(self, request: Request) -> shapes.Paused:
         """Have workers take nothing new; what they hold they finish."""
         return await self._set_pause(request, True)
@@ -216,6 +250,22 @@ def problem_json(problem: Problem) -> Response:
     return Response(
         json_of(msgspec.to_builtins(problem.details)), problem.status.value, problem.headers, media_type=PROBLEM
     )
+
+
+def _limit_of(name: str, value: Any) -> Any:
+    """A limit, as `Limits` has it."""
+    if isinstance(value, shapes.NewRate):
+        return Rate(int(value.count), value.per)
+    if value is None:
+        return getattr(Limits(), name)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _by_method(answers: Mapping[str, Handler]) -> Handler:
+    async def answer(request: Request) -> Response:
+        return await answers["GET" if request.method == "HEAD" else request.method](request)
+
+    return answer
 
 
 def _as_json(handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -269,7 +319,7 @@ def _summary(watched: Watched) -> shapes.Queue:
         if sample is None
         else shapes.Counts(
             sample.waiting, sample.stats.processing, sample.stats.retry, sample.stats.scheduled, sample.stats.dead,
-            sample.stats.lost,
+            sample.stats.lost, sample.stats.parked,
         ),
         oldest_waiting_seconds=sample and sample.oldest_age,
         paused=stats.paused if stats else None,

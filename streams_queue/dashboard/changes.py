@@ -3,8 +3,9 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -16,12 +17,12 @@ from streams_queue.codec import Fields
 from streams_queue.dashboard.board import Board
 from streams_queue.dashboard.editing import amend, check_depth, restored
 from streams_queue.dashboard.guard import FORM, USER
-from streams_queue.dashboard.pages import filters_in
+from streams_queue.dashboard.pages import filters_in, limits_of
 from streams_queue.dashboard.problems import Problem, bad, unknown
 from streams_queue.dashboard.reading import id_of, ref, wanted_of
 from streams_queue.dashboard.views import path, see
 from streams_queue.dashboard.watch import Watched
-from streams_queue.errors import InvalidMessage
+from streams_queue.errors import ConfigurationError, InvalidMessage
 from streams_queue.letters import (
     DELETE,
     REQUEUE,
@@ -34,6 +35,8 @@ from streams_queue.letters import (
     oldest,
     server_time,
 )
+from streams_queue.limits import Limits, parsed, spelt, text_of
+from streams_queue.model import LETTERS, Priority
 from streams_queue.redaction import printable
 from streams_queue.shown import data_of, for_json
 
@@ -92,6 +95,45 @@ async def set_pause(request: Request, watched: Watched, paused: bool) -> None:
     await watched.queue.transitions.pause(paused)
     record(request, watched, "pause" if paused else "resume", "done")
     await watched.look()
+
+
+async def change_limits(request: Request, watched: Watched, changes: Mapping[str, Any]) -> Limits:
+    """Change some limits of a queue, and record it; all of them as they are now.
+
+    Raises:
+        Problem: together they make no sense, or the queue's shards cannot have them.
+    """
+    queue = watched.queue
+    before = await queue.limits()
+    try:
+        limits = Limits(**{**msgspec.structs.asdict(before), **changes})
+        queue.check_limits(limits)
+    except ConfigurationError as error:
+        raise Problem(HTTPStatus.CONFLICT, str(error)) from None
+    told = ", ".join(f"{spelt(name)} {text_of(value) or 'none'}" for name, value in changes.items())
+    try:
+        await queue.set_limits(limits)
+    except BaseException:
+        record(request, watched, "limits", f"failed: {printable(told)}")
+        raise
+    record(request, watched, "limits", printable(told) or "none changed")
+    return limits
+
+
+async def prioritise(request: Request, watched: Watched, id: str, priority: Priority) -> str:
+    """Give a waiting message another priority, and record it: ``changed``, or ``same`` where it had that.
+
+    Raises:
+        Problem: it does not wait.
+    """
+    (outcome,) = await watched.queue.transitions.prioritise([id], priority)
+    record(request, watched, "prioritise", f"{outcome}, {priority}", ids=1, id=id)
+    if outcome == "missing":
+        raise unknown(f"message {id!r:.200} is in no queue, or its body ran out")
+    if outcome in {"processing", "dead"}:
+        words = "a worker has it by now" if outcome == "processing" else "it is a dead letter"
+        raise Problem(HTTPStatus.CONFLICT, f"message {id!r:.200} does not wait: {words}")
+    return outcome
 
 
 async def counted(queue: AnyQueue, wanted: Wanted, began: float) -> tuple[int, bool]:
@@ -163,6 +205,36 @@ class Changes:
         watched = self._board.queue(request)
         await set_pause(request, watched, paused)
         return see(path(request, "queues", watched.prefix))
+
+    async def prioritise(self, request: Request) -> Response:
+        """Give a waiting message another priority."""
+        watched, form = self._board.queue(request), _Form(request)
+        id = form.id()
+        outcome = await prioritise(request, watched, id, form.priority())
+        told = "prioritised" if outcome == "changed" else "as_it_was"
+        return see(path(request, "queues", watched.prefix, "message", id=ref(id), **{told: "1"}))
+
+    async def limits(self, request: Request) -> Response:
+        """Change those of a queue's limits that were written differently from how they were shown."""
+        watched, form = self._board.queue(request), _Form(request)
+        written = {
+            name: form.text(name)
+            for name in Limits.__struct_fields__
+            if form.text(name).strip() != form.text(f"shown_{name}")
+        }
+        try:
+            changes = {name: parsed(name, text) for name, text in written.items()}
+            await change_limits(request, watched, changes)
+        except ConfigurationError as error:
+            problem = str(error)
+        except Problem as error:
+            if error.status is not HTTPStatus.CONFLICT:
+                raise
+            problem = str(error)
+        else:
+            return see(path(request, "queues", watched.prefix, "limits", limits_changed=str(len(changes))))
+        context = await limits_of(watched, written)
+        return self._board.views.page(request, "limits", 422, **context, problem=problem, outcomes=[])
 
     async def confirm(self, request: Request) -> Response:
         """Ask before dead letters are changed, and say how many. Changes nothing."""
@@ -250,6 +322,9 @@ class _Form:
     def id(self) -> str:
         return id_of(self.text("id"))
 
+    def priority(self) -> Priority:
+        return self._one_of("priority", LETTERS)  # type: ignore[return-value]  # checked
+
     def ids(self) -> list[str]:
         return list(dict.fromkeys(map(id_of, self._values.get("id", []))))
 
@@ -263,7 +338,7 @@ class _Form:
                 return value
         raise bad(f"{name}: {self.text(name)!r:.80} is no number")
 
-    def _one_of(self, name: str, known: Any) -> str:
+    def _one_of(self, name: str, known: Iterable[str]) -> str:
         if self.text(name) not in known:
             raise bad(f"{name}: {self.text(name)!r:.80} is none of {', '.join(known)}")
         return self.text(name)

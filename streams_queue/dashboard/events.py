@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from streams_queue.dashboard.board import Board
-from streams_queue.dashboard.pages import overview_of, queue_of
+from streams_queue.dashboard.pages import keys_of, overview_of, queue_of
 from streams_queue.dashboard.problems import Problem
 from streams_queue.dashboard.reading import id_of
 from streams_queue.errors import StreamsQueueError
@@ -61,16 +61,26 @@ class Events:
 
         return self._stream(parts)
 
+    async def limits(self, request: Request) -> Response:
+        """The keys that messages wait for: the form beside them stays as it is."""
+        watched, views = self._board.queue(request), self._board.views
+
+        async def parts() -> dict[str, str]:
+            return {"keys": views.part(request, "keys", **await keys_of(watched))}
+
+        return self._stream(parts)
+
     async def message(self, request: Request) -> Response:
         """A message's story."""
         watched, views = self._board.queue(request), self._board.views
         id = id_of(request.query_params.get("id", ""))
+        names = ("story", "priority", "letter")
 
         async def parts() -> dict[str, str]:
             story = await story_of(watched.queue, id)
             if story is None:  # forgotten: the page keeps the end of it
                 return {}
-            return {name: views.part(request, name, watched=watched, story=story) for name in ("story", "letter")}
+            return {name: views.part(request, name, watched=watched, story=story) for name in names}
 
         return self._stream(parts)
 

@@ -17,7 +17,7 @@ _PROBLEMS = {
     403: "Not allowed: read-only, without its token, or from elsewhere",
     404: "There is no such queue or message",
     405: "This address takes another method",
-    409: "Somebody else changed it meanwhile",
+    409: "Somebody else changed it meanwhile, or it does not fit what is there",
     413: "The request is too large",
     415: "A change is asked for in application/json",
     421: "The dashboard has no such name",

@@ -16,6 +16,7 @@ from streams_queue.dashboard.views import path, see
 from streams_queue.dashboard.watch import Watched
 from streams_queue.errors import QueueUnavailable
 from streams_queue.letters import Reason
+from streams_queue.limits import MEANINGS, text_of
 from streams_queue.story import story_of
 
 HEAD = 10
@@ -23,7 +24,9 @@ HEAD = 10
 
 FILTERS = ("reason", "older_than", "newer_than", "text")
 
-_OUTCOMES = ("requeued", "deleted", "missing", "expired", "amended", "removed")
+_OUTCOMES = (
+    "requeued", "deleted", "missing", "expired", "amended", "removed", "prioritised", "as_it_was", "limits_changed",
+)  # fmt: skip
 
 
 def filters_in(values: Mapping[str, str]) -> dict[str, str]:
@@ -72,6 +75,11 @@ class Pages:
             raise unknown(f"nothing is known of message {id!r:.200}: never enqueued, or finished long ago")
         return self._board.views.page(request, "message", watched=watched, story=story, outcomes=outcomes_in(request))
 
+    async def limits(self, request: Request) -> Response:
+        """A queue's limits, and the keys that messages wait for."""
+        context = await limits_of(self._board.queue(request))
+        return self._board.views.page(request, "limits", **context, problem=None, outcomes=outcomes_in(request))
+
     async def dead(self, request: Request) -> Response:
         """Dead letters, those that are asked for, a page of them."""
         watched, asked = self._board.queue(request), request.query_params
@@ -103,6 +111,23 @@ async def queue_of(watched: Watched) -> dict[str, Any]:
         "workers": workers,
         "line": line,
     }
+
+
+async def limits_of(watched: Watched, written: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the page of a queue's limits shows; `written` is what somebody would have some of them be."""
+    limits = await watched.queue.limits()
+    shown = {name: text_of(getattr(limits, name)) for name in MEANINGS}
+    return {
+        "watched": watched, "meanings": MEANINGS, "in_force": shown, "written": {**shown, **(written or {})},
+        **await keys_of(watched),
+    }  # fmt: skip
+
+
+async def keys_of(watched: Watched) -> dict[str, Any]:
+    """The keys that messages wait for."""
+    now = await watched.queue.transitions.time()
+    parked, keys = await reading.waiting_keys(watched.queue)
+    return {"watched": watched, "parked": parked, "keys": keys, "now": now}
 
 
 def _summary(watched: Watched, kinds: list[Any]) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from streams_queue.answers import Page, Place, Working
+from streams_queue.answers import Hold, Page, Place, Working
 from streams_queue.codec import text
 from streams_queue.dashboard.problems import bad
 from streams_queue.durations import seconds_of
 from streams_queue.errors import InvalidMessage
 from streams_queue.keys import valid_id
 from streams_queue.letters import AnyQueue, Reason, Record, Wanted, read_letters, server_time
-from streams_queue.shown import BODIES
+from streams_queue.shown import BODIES, data_of
 from streams_queue.story import read_line
 
 LETTERS = 50
@@ -23,6 +23,9 @@ LOOKED_AT = 2000
 
 HELD = 100
 """Messages that are shown as held by workers, at most, for each priority."""
+
+KEYS = 50
+"""Keys that wait and are shown, at most."""
 
 _WORKER = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-(?P<began>[0-9a-f]{8})(?P<random>[0-9a-f]{8})")
 _HIDDEN_ID = "~"
@@ -182,6 +185,27 @@ async def of_user(queue: AnyQueue, user: str, after: str | None) -> OfUser:
             return OfUser(found, False, looked_at, None)
         place = page.places[-1]
     return OfUser(found, False, looked_at, cursor(place))
+
+
+class WaitingKey(NamedTuple):
+    """A key of which messages are parked: its value, None where the body of the first of them ran out."""
+
+    value: Any
+    first: str
+    messages: int
+    hold: Hold
+
+
+async def waiting_keys(queue: AnyQueue) -> tuple[int, list[WaitingKey]]:
+    """How many messages wait for their keys, and some of these keys, those with the most messages first."""
+    parked = await queue.transitions.parked(KEYS)
+    keys = sorted(parked.keys, key=lambda key: -key.messages)[:KEYS]
+    field = (await queue.limits()).key if keys else None
+    found = []
+    for key, fields in zip(keys, await queue.transitions.read([key.first for key in keys]), strict=True):
+        data = data_of(queue.codec.decode(key.first, fields)) if "timestamp" in fields else {}
+        found.append(WaitingKey(data.get(field or ""), key.first, key.messages, key.hold))
+    return parked.messages, found
 
 
 async def workers(queue: AnyQueue) -> list[Worker]:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from streams_queue.dashboard.history import Minute, Pace
+from streams_queue.limits import LONGEST_PERIOD, MOST, MOST_AT_ONCE
 
 Duration = Annotated[str, Meta(pattern=r"^\s*\d+(\.\d+)?[smhd]?\s*$", examples=["15m"], max_length=32)]
 Cursor = Annotated[
@@ -71,6 +72,39 @@ class Amendment(msgspec.Struct, forbid_unknown_fields=True):
     requeue: bool = False
 
 
+Key = Annotated[str, Meta(min_length=1, max_length=1024)]
+Messages = Annotated[float, Meta(ge=1, le=MOST, multiple_of=1)]  # JSON's 3.0 is a whole number, too
+AtOnce = Annotated[float, Meta(ge=1, le=MOST_AT_ONCE, multiple_of=1)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class NewRate(msgspec.Struct, forbid_unknown_fields=True):
+    """So many messages in each period of so many seconds."""
+
+    count: Messages
+    per: Annotated[float, Meta(ge=0.001, le=LONGEST_PERIOD)] = 1.0
+
+
+class LimitsChange(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to change of a queue's limits: null takes one away, what is not named stays as it is."""
+
+    key: Key | UnsetType | None = UNSET
+    max_length: Messages | UnsetType | None = UNSET
+    accept: NewRate | UnsetType | None = UNSET
+    accept_per_key: NewRate | UnsetType | None = UNSET
+    work: NewRate | UnsetType | None = UNSET
+    work_per_key: NewRate | UnsetType | None = UNSET
+    concurrency_per_key: AtOnce | UnsetType | None = UNSET
+    normal_share: Share | UnsetType | None = UNSET
+    low_share: Share | UnsetType | None = UNSET
+
+
+class Prioritise(msgspec.Struct, forbid_unknown_fields=True):
+    """The priority that a waiting message is to have."""
+
+    priority: Literal["high", "normal", "low"]
+
+
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """Nothing need be said."""
 
@@ -93,6 +127,8 @@ class Counts(msgspec.Struct, frozen=True):
     scheduled: int
     dead: int
     lost: int
+    parked: int
+    """Of those that wait, those that wait for their key."""
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -182,12 +218,18 @@ class Workers(msgspec.Struct, frozen=True):
     workers: list[Worker]
 
 
+WaitsFor = Literal["pause", "rate", "turn"]
+"""Its key is paused, its key's rate is spent, or others of its key come first."""
+
+
 class InLine(msgspec.Struct, frozen=True):
     """A message in line; what its body tells is null where that ran out."""
 
     position: int | None
     id: str
     status: str | None
+    waits_for: WaitsFor | None
+    """Of its key, where it is parked: the end of a pause, room in a rate, or its turn."""
     priority: str | None
     enqueued_at: float | None
     age: float | None
@@ -247,6 +289,10 @@ class Story(msgspec.Struct, frozen=True):
     id: str
     status: str
     places: list[str]
+    waits_for: WaitsFor | None
+    """Of its key, where it is parked: the end of a pause, room in a rate, or its turn."""
+    waits_until: float | None
+    """Epoch seconds; null for a turn, which comes when another message ends."""
     position: int | None
     ahead: int | None
     priority: str | None
@@ -288,6 +334,58 @@ class Amended(msgspec.Struct, frozen=True):
 
     id: str
     requeued: bool
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """So many messages in each period."""
+
+    count: int
+    per: float
+    """Seconds."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """A queue's limits; null is none. Of a queue with shards those of the whole."""
+
+    key: str | None
+    max_length: int | None
+    accept: Rate | None
+    accept_per_key: Rate | None
+    work: Rate | None
+    work_per_key: Rate | None
+    concurrency_per_key: int | None
+    normal_share: float
+    low_share: float
+
+
+class WaitingKey(msgspec.Struct, frozen=True):
+    """A key of which messages are parked."""
+
+    value: Any
+    """Null where the body of the first of them ran out."""
+    messages: int
+    first: str
+    """The id of the first of them."""
+    waits_for: WaitsFor
+    waits_until: float | None
+    """Epoch seconds; null for a turn."""
+
+
+class WaitingKeys(msgspec.Struct, frozen=True):
+    """The keys that messages wait for, those with the most first; there may be more than are named."""
+
+    parked: int
+    """Messages that wait for their keys."""
+    keys: list[WaitingKey]
+
+
+class Prioritised(msgspec.Struct, frozen=True):
+    """What became of it."""
+
+    id: str
+    priority: Literal["high", "normal", "low"]
+    changed: bool
+    """False where it had this priority before."""
 
 
 class Paused(msgspec.Struct, frozen=True):

@@ -16,8 +16,10 @@ from streams_queue.dashboard.guard import USER, cookie_of
 from streams_queue.dashboard.problems import Problem
 from streams_queue.dashboard.reading import ref
 from streams_queue.durations import ago, spelt, stamp
+from streams_queue.limits import spelt as spelt_limit
 from streams_queue.redaction import printable
 from streams_queue.shown import json_text
+from streams_queue.story import HOLDS
 
 NOTHING = "\N{EN DASH}"
 """What stands where there is nothing to say."""
@@ -49,6 +51,11 @@ def when(time: float | None, now: float) -> str | Markup:
     except (ValueError, OverflowError, OSError):
         return ago(time, now)
     return Markup('<time datetime="{}" title="{}">{}</time>').format(iso, stamp(time), ago(time, now))
+
+
+def until(time: float | None, now: float) -> str | Markup:
+    """In how long, and the time itself for who points at it."""
+    return NOTHING if time is None else when(time, now)
 
 
 def shown(text: Any) -> str:
@@ -88,7 +95,8 @@ class Views:
         )
         self._templates.filters |= {
             "number": number, "rate": rate, "lasting": lasting, "when": when, "shown": shown, "ref": ref,
-            "json": json_text, "several": several, "clock": clock, "stamp": stamp,
+            "json": json_text, "several": several, "clock": clock, "stamp": stamp, "spelt": spelt_limit,
+            "holding": HOLDS.__getitem__, "until": until,
         }  # fmt: skip
 
     def page(self, request: Request, name: str, status: int = 200, **context: Any) -> Response:

@@ -2,8 +2,11 @@
 -- KEYS     house, then per message: message lock done
 -- ARGV     per message: id
 -- RETURNS  per message: {server time, fields of the hash, its TTL, lock, its TTL, marker, its TTL, scores in main, parked,
---          retry, scheduled, dlq and lost}; "" for a key of another type and where there is none, TTLs as Redis tells them
+--          retry, scheduled, dlq and lost, of a parked one until when its key is paused, and when its rate has room}; "" for
+--          a key of another type and where there is none, TTLs as Redis tells them
 --- include house
+--- include limits
+--- include turns
 local function text_at(key)
   local text = try('GET', key)
   return type(text) == 'string' and text or ''
@@ -15,13 +18,21 @@ local function fields_at(key)
   return failed(fields) and {} or fields
 end
 
+local function held_up(fields, now)
+  local body = {}
+  for i = 1, #fields, 2 do body[fields[i]] = fields[i + 1] end
+  local key = key_of(body)
+  return key and held_until(key, now) or {'', ''}
+end
+
 local function examine(id)
   local scores = {}
   for i, set in ipairs({MAIN, PARKED, RETRY, SCHEDULED, DLQ, LOST}) do scores[i] = call('ZSCORE', set, id) or '' end
   local body, lock, done = message_key(id), lock_key(id), done_key(id)
+  local now, fields = server_time(), fields_at(body)
   return {
-    seconds(server_time()), fields_at(body), call('TTL', body), text_at(lock), call('TTL', lock), text_at(done),
-    call('TTL', done), scores,
+    seconds(now), fields, call('TTL', body), text_at(lock), call('TTL', lock), text_at(done), call('TTL', done), scores,
+    scores[2] ~= '' and held_up(fields, now) or {'', ''},
   }
 end
 

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from dashboard.conftest import browsing
-from streams_queue import ConfigurationError
+from streams_queue import ConfigurationError, Limits
 from streams_queue.dashboard import dashboard
 from streams_queue.dashboard.access import is_loopback
 from streams_queue.dashboard.guard import BODY_LIMIT
@@ -153,7 +153,7 @@ def test_what_is_loopback(host, ours):
 
 # ---- changes
 
-CHANGES = ["pause", "resume", "dead/confirm", "dead/change", "dead/amend"]
+CHANGES = ["pause", "resume", "dead/confirm", "dead/change", "dead/amend", "limits/change", "message/priority"]
 
 
 def test_every_change_is_on_the_list():
@@ -222,11 +222,13 @@ async def test_a_form_is_a_form(browser, prefix, kind):
 async def test_read_only(opened, queue, prefix, bury, change):
     await bury("d1")
     browser = await opened(read_only=True)
-    form = {"choice": "delete selected", "id": "d1", "died": "1", "data": "{}"}
+    form = {"choice": "delete selected", "id": "d1", "died": "1", "data": "{}", "max_length": "3", "priority": "high"}
+    await queue.enqueue({}, id="m1")
     answer = await browser.post(f"/queues/{prefix}/{change}", form, 403)
     assert "read-only" in answer.text
     assert (await queue.stats()).dead == 1
-    for path in ("", "/dead", "/message?id=d1"):
+    assert await queue.limits() == Limits()
+    for path in ("", "/dead", "/message?id=d1", "/message?id=m1", "/limits"):
         page = (await browser.get(f"/queues/{prefix}{path}")).text
         assert 'method="post"' not in page or "confirm" in page
         assert "<button" not in re.sub(r"<form[^>]*method=\"get\".*?</form>", "", page, flags=re.DOTALL)

@@ -9,8 +9,8 @@ import pytest
 
 from dashboard.conftest import seen
 from dashboard.test_api import Caller
-from helpers import work
-from streams_queue import Queue, Reject, ShardedQueue
+from helpers import Held, running, until, work, worker_of
+from streams_queue import Limits, Queue, Reject, ShardedQueue
 from streams_queue.connection import Connection
 from streams_queue.discovery import discover
 from streams_queue.settings import Settings
@@ -88,3 +88,43 @@ async def test_its_metrics(queue, opened, prefix):
     browser = await opened()
     metrics = (await browser.get("/metrics")).text
     assert f'streams_queue_depth{{queue="{prefix}",state="waiting"}} 20.0' in metrics
+
+
+async def test_limits_of_the_whole(queue, opened, prefix):
+    api = Caller(await opened(), prefix)
+    await api.post("/limits", {"key": "user_id", "max_length": 100, "concurrency_per_key": 1})
+    assert await queue.limits() == Limits(key="user_id", max_length=100, concurrency_per_key=1)
+    assert [(await shard.limits()).max_length for shard in queue.shards] == [25] * 4
+    refused = await api.post("/limits", {"max_length": 3}, 409)
+    assert "max_length=3 is less than one message for each of 4 shards" in refused["detail"]
+    refused = await api.post("/limits", {"key": "chat"}, 409)
+    assert "the queue's shards go by 'user_id'" in refused["detail"]
+    assert (await api.get("/limits"))["max_length"] == 100
+
+
+async def test_keys_that_wait_in_all_shards(queue, opened, prefix):
+    api = Caller(await opened(), prefix)
+    await queue.set_limits(Limits(key="user_id", concurrency_per_key=1))
+    await queue.enqueue_many([{"user_id": f"u{n % 6}", "n": n} for n in range(18)])
+    held = Held()
+    worker = worker_of(queue, held.handle, concurrency=12)
+    async with running(worker):
+        await held.holds(6)
+
+        async def is_parked():
+            return (await queue.stats()).parked == 12
+
+        await until(is_parked)
+        found = await api.get("/waiting-keys")
+        assert found["parked"] == 12
+        assert sorted((key["value"], key["messages"]) for key in found["keys"]) == [(f"u{n}", 2) for n in range(6)]
+        held.go.set()
+
+
+async def test_a_priority_in_whichever_shard(queue, opened, prefix):
+    api = Caller(await opened(), prefix)
+    made = (await queue.enqueue({"user_id": "u1"})).id
+    await queue.enqueue({"user_id": "u2"}, id="own")
+    for id in (made, "own"):
+        assert (await api.post(f"/messages/{id}/priority", {"priority": "high"}))["changed"]
+        assert (await queue.get(id)).priority == "high"

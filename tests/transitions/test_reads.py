@@ -545,7 +545,7 @@ async def test_all_that_is_known_of_messages(queue: Queue):
     assert c.fields == {}
     assert c.marker.startswith(b"completed\n")
     assert c.marker_ttl == pytest.approx(RESULT_TTL, abs=5)
-    assert none[1:] == ({}, None, "", None, b"", None, {})
+    assert none[1:] == ({}, None, "", None, b"", None, {}, None)
 
 
 async def test_keys_of_other_types_are_no_message(queue: Queue):

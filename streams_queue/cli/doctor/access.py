@@ -212,6 +212,7 @@ class _Trial:
         yield names.OF_USER, lambda: at.of_user("x", 1)
         yield names.OLDEST, at.oldest
         yield names.WORKERS, lambda: at.workers(1)
+        yield names.PARKED, lambda: at.parked(1)
         yield names.AMEND, lambda: at.amend("dead", 0.0, [b"x", b"x"], [])
         yield from self._moves()
         yield names.REMOVE, lambda: at.remove(_IDS)

@@ -32,7 +32,7 @@ READS = frozenset({
 ALL_SCRIPTS = (*SCRIPTS, *door.SCRIPTS)
 _LOOKS = tuple(script for script in ALL_SCRIPTS if commands_in(script) <= READS)
 _OF_PEOPLE = frozenset({
-    scripts.EXAMINE, scripts.PAGE, scripts.REQUEUE, scripts.AMEND, scripts.OF_USER, scripts.WORKERS,
+    scripts.EXAMINE, scripts.PAGE, scripts.REQUEUE, scripts.AMEND, scripts.OF_USER, scripts.WORKERS, scripts.PARKED,
 })  # fmt: skip
 
 SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
@@ -43,7 +43,7 @@ SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
     Role.WORKER: tuple(script for script in SCRIPTS if script not in _OF_PEOPLE),
     Role.MAINTAINER: (
         *_LOOKS, scripts.ENQUEUE, scripts.UPDATE, scripts.REMOVE, scripts.REQUEUE, scripts.AMEND,
-        scripts.PRIORITISE, *door.SCRIPTS,
+        scripts.PRIORITISE, scripts.LIMIT, *door.SCRIPTS,
     ),
     Role.VIEWER: _LOOKS,
 }  # fmt: skip

@@ -76,6 +76,12 @@ local function may_begin(key, now)
   return left, now + wait
 end
 
+-- What holds up all messages of a key: its pause, or its rate, and until when; '' for neither.
+local function held_until(key, now)
+  local paused, wake = call('PTTL', of_key('pause', key)), number(call('ZSCORE', WAKE, key) or nil, 0)
+  return {paused > 0 and seconds(now + paused / 1000) or '', wake > now and seconds(wake) or ''}
+end
+
 local function spend_rate(key, now)
   local rate = rate_of(agreed('limit_work_per_key'))
   if rate then spend(of_key('rate', key), rate, now, 1) end

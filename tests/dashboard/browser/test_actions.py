@@ -9,7 +9,7 @@ from playwright.async_api import expect
 
 from dashboard.serving import PREFIX, serving
 from helpers import Held, running, work, worker_of
-from streams_queue import Reject
+from streams_queue import Limits, Rate, Reject
 
 QUEUE = f"queues/{PREFIX}"
 DEAD = f"{QUEUE}/dead"
@@ -200,6 +200,55 @@ async def test_pause_and_resume(visit, board, queue, shoot):
     await expect(button(page, "Pause")).to_be_visible()
     await expect(page.get_by_text("Paused: workers take nothing new.")).to_be_hidden()
     assert not (await queue.stats()).paused
+
+
+async def test_limits(visit, board, queue, shoot):
+    page = await visit(board / QUEUE)
+    await link(page, "Limits").click()
+    await page.get_by_label("max-length").fill("none of your business")
+    await page.get_by_label("work", exact=True).fill("30/s")
+    await button(page, "Save").click()
+    await expect(page.get_by_role("alert")).to_contain_text("is no number")
+    await expect(page.get_by_label("work", exact=True)).to_have_value("30/s")
+    await shoot(page, "refused")
+    await page.get_by_label("max-length").fill("1000")
+    await page.get_by_label("key", exact=True).fill("user_id")
+    await page.get_by_label("concurrency-per-key").fill("1")
+    await page.get_by_label("concurrency-per-key").press("Enter")
+    await expect(page.get_by_role("status").filter(has_text="4 limits changed.")).to_be_visible()
+    assert await queue.limits() == Limits(max_length=1000, work=Rate(30), key="user_id", concurrency_per_key=1)
+    await expect(page.get_by_text("No message waits for its key.")).to_be_visible()
+    await page.get_by_label("accept", exact=True).fill("half written")
+    await queue.enqueue_many([{"user_id": f"user-{n % 2}", "n": n} for n in range(7)])
+    held = Held()
+    async with running(worker_of(queue, held.handle, concurrency=5)):
+        await held.holds(2)
+        rows = page.locator("#keys tbody tr")
+        await expect(rows).to_have_count(2)  # by itself
+        await expect(rows.first).to_contain_text("its key's turn")
+        await expect(page.get_by_label("accept", exact=True)).to_have_value("half written")
+        await shoot(page, "keys")
+        await rows.first.locator("a.id").click()
+        await expect(page.locator("dl.story")).to_contain_text("its key's turn")
+        await shoot(page, "a message that waits")
+        await page.goto(board / QUEUE)
+        parked = page.locator("dl.facts div").filter(has=page.get_by_text("parked")).get_by_role("link")
+        await expect(parked).to_have_text("5")
+        await shoot(page, "now")
+        await page.goto(board.address)
+        await shoot(page, "overview")
+        held.go.set()
+
+
+async def test_a_waiting_messages_priority(visit, board, queue, shoot):
+    await queue.enqueue({"sku": "A-1"}, id="m1")
+    page = await visit(board / f"{QUEUE}/message?id=m1")
+    await button(page, "Make it high").click()
+    await expect(page.get_by_role("status").filter(has_text="The priority was changed.")).to_be_visible()
+    await expect(page.locator("dl.story")).to_contain_text("high")
+    await expect(button(page, "Make it high")).to_be_hidden()
+    await shoot(page)
+    assert (await queue.get("m1")).priority == "high"
 
 
 async def test_pages_change_without_loading_again(visit, board, queue, shoot):

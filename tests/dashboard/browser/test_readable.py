@@ -9,7 +9,7 @@ from playwright.async_api import Page, expect
 
 from dashboard.serving import PREFIX, Board
 from helpers import Held, running, work, worker_of
-from streams_queue import Reject
+from streams_queue import Limits, Reject
 
 QUEUE = f"queues/{PREFIX}"
 LONG = "long" * 32
@@ -23,7 +23,7 @@ HOSTILE = (
 PAGES = [
     "", QUEUE, f"{QUEUE}/messages", f"{QUEUE}/messages?user=u1", f"{QUEUE}/messages?id=nobody", f"{QUEUE}/dead",
     f"{QUEUE}/message?id={LONG}", f"{QUEUE}/message?id=d1", f"{QUEUE}/dead/edit?id=d1", f"{QUEUE}/dead?text=nothing",
-    f"{QUEUE}/dead?reason=boredom", f"{QUEUE}/nowhere",
+    f"{QUEUE}/dead?reason=boredom", f"{QUEUE}/limits", f"{QUEUE}/nowhere",
 ]  # fmt: skip
 
 CONTRASTS = """
@@ -89,6 +89,7 @@ async def full(queue, server):
         raise Reject(f"no stock {'x' * 300}")
 
     await work(queue, refuse, retry_delay=600.0)
+    await queue.set_limits(Limits(key="user_id", concurrency_per_key=2, max_length=1000))
     await queue.enqueue_many([{"user_id": "u1"}] * 5)
     held = Held()
     async with running(worker_of(queue, held.handle, concurrency=2)):
@@ -107,6 +108,11 @@ async def every_page(page: Page, board: Board) -> AsyncIterator[str]:
     await page.get_by_role("button", name="Delete …").first.click()
     await page.wait_for_load_state()
     yield "confirm"
+    await page.goto(board / f"{QUEUE}/limits")
+    await page.get_by_label("accept", exact=True).fill("often")
+    await page.get_by_role("button", name="Save").click()
+    await page.wait_for_load_state()
+    yield "limits-refused"
     await page.goto(board / f"{QUEUE}/dead/edit?id=d1")
     await page.get_by_label("Payload, as JSON").fill("{")
     await page.get_by_role("button", name="Save", exact=True).click()
