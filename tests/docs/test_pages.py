@@ -162,6 +162,19 @@ def test_every_kind_of_url_is_in_the_table():
     assert named == set(_SCHEMES)
 
 
+# ---- docs/design-notes.md
+
+
+def test_every_room_is_named_once():
+    named = [name for cell in column(ROOT / "docs" / "design-notes.md", "what you look for", 1) for name in code(cell)]
+    places = {"lua/include/"} | {
+        f"{path.name}/" if path.is_dir() else path.stem
+        for path in (ROOT / "streams_queue").iterdir()
+        if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")
+    }
+    assert sorted(named) == sorted(places - {"__init__"})
+
+
 # ---- docs/life-of-a-message.md and its picture
 
 LIFE = ROOT / "docs" / "life-of-a-message.md"
