@@ -125,6 +125,19 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def sharded_prefix(prefix: str) -> str:
+    """A prefix for a queue of shards: each of them has a hash tag of its own, and a Cluster has them on all nodes."""
+    return prefix.removeprefix(setups.HOME)
+
+
+@pytest.fixture
+async def everywhere(server: servers.AnyServer) -> AsyncIterator[Any]:
+    """A raw client that answers in text, for keys that a Cluster has on all nodes."""
+    async with setups.whole_client(server) as client:
+        yield client
+
+
+@pytest.fixture
 async def redis(server: servers.AnyServer) -> AsyncIterator[redis_asyncio.Redis]:
     """A raw client that answers in text."""
     async with server.client() as client:

@@ -67,6 +67,15 @@ def every_client(server: AnyServer, **options: Any) -> Iterator[list[redis.Redis
         yield [stack.enter_context(one.sync_client(**options)) for one in holding]
 
 
+def whole_client(server: AnyServer, **options: Any) -> Any:
+    """A raw client that finds each key on the server that has it."""
+    if not isinstance(server, Cluster):
+        return server.client(**options)
+    return redis.asyncio.RedisCluster(
+        host="127.0.0.1", port=server.nodes[0].port, **{"decode_responses": True, **options}
+    )
+
+
 def encrypted(directory: Path) -> list[str]:
     """Arguments for servers that speak nothing but TLS, also to each other; redis-7.0 can.
 
@@ -177,7 +186,8 @@ class Cluster(_Company):
 
     def _is_up(self, node: Server) -> bool:
         found = command(node, "CLUSTER INFO")
-        return (found["cluster_known_nodes"], found["cluster_state"]) == (str(len(self.nodes)), "ok")
+        names = ("cluster_state", "cluster_known_nodes", "cluster_slots_ok")
+        return [found[name] for name in names] == ["ok", str(len(self.nodes)), str(SLOTS)]
 
     @property
     def url(self) -> str:

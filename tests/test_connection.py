@@ -15,6 +15,7 @@ import redis.sentinel  # its exceptions belong to the tree
 import trustme
 
 import servers
+import setups
 from streams_queue import wire
 from streams_queue.connection import Connection
 from streams_queue.errors import (
@@ -64,7 +65,7 @@ async def refused(url: str, kind: type[StreamsQueueError], timeout: float = 5.0)
 
 async def test_commands_and_reads_that_block(server, prefix):
     async with opened(server.url, timeout=1.0) as connection:
-        assert not connection.is_cluster
+        assert connection.is_cluster == isinstance(server, setups.Cluster)
         await connection.open()  # again: nothing happens
         assert await connection.client.set(f"{prefix}:x", b"\xff", ex=60)
         assert await connection.client.get(f"{prefix}:x") == b"\xff"

@@ -26,6 +26,16 @@ def sharded(prefix: str, *urls: str, shards: int = SHARDS) -> ShardedQueue[Any]:
 
 
 @pytest.fixture
+def prefix(sharded_prefix: str) -> str:
+    return sharded_prefix
+
+
+@pytest.fixture
+def redis(everywhere: Any) -> Any:
+    return everywhere
+
+
+@pytest.fixture
 async def queue(server, prefix) -> AsyncIterator[ShardedQueue[Any]]:
     async with sharded(prefix, server.url) as queue:
         yield queue

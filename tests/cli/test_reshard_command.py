@@ -21,9 +21,20 @@ from helpers import until
 from streams_queue import ShardedQueue
 from streams_queue.failpoints import VARIABLE
 from streams_queue.keys import registry_prefix
+from streams_queue.settings import Settings
 from streams_queue_migrations.shard_door import RegistryDoor, ShardDoor
 
 PROCESS = Path(__file__).parents[1] / "processes" / "sharded.py"
+
+
+@pytest.fixture
+def prefix(sharded_prefix: str) -> str:
+    return sharded_prefix
+
+
+@pytest.fixture
+def redis(everywhere: Any) -> Any:
+    return everywhere
 
 
 @pytest.fixture
@@ -117,11 +128,11 @@ def test_no_number_and_no_queue(run):
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-async def test_a_queue_without_shards(run, prefix, redis, options):
+async def test_a_queue_without_shards(run, server, prefix, redis, options):
     assert run("enqueue", "{}", "--id", "m1").code == 0
     code, out, err = run("reshard", "--shards", "4", *options)
     assert (code, out) == (1, "")
-    assert err.startswith(f"error: queue {prefix!r} has no shards: ")
+    assert err.startswith(f"error: queue {Settings(server.url).prefix(prefix)!r} has no shards: ")
     assert not await redis.exists(f"{registry_prefix(prefix)}:shards")
 
 

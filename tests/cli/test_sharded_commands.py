@@ -12,6 +12,17 @@ import pytest
 from cli.test_exporter import fetched
 from helpers import work
 from streams_queue import Reject, ShardedQueue
+from streams_queue.settings import Settings
+
+
+@pytest.fixture
+def prefix(sharded_prefix: str) -> str:
+    return sharded_prefix
+
+
+@pytest.fixture
+def redis(everywhere: Any) -> Any:
+    return everywhere
 
 
 @pytest.fixture
@@ -76,10 +87,10 @@ async def test_dead_letters(run, queue):
     assert (stats.main, stats.dead) == (2, 0)
 
 
-async def test_a_queue_without_shards_beside_it(run, queue, redis, prefix):
+async def test_a_queue_without_shards_beside_it(run, queue, server, redis, prefix):
     """The registry of one says nothing of another."""
     assert run("enqueue", "{}", "--id", "m1", "--prefix", f"{prefix}x").code == 0
-    assert await redis.zscore(f"{prefix}x:queue:main", "m1")
+    assert await redis.zscore(f"{Settings(server.url).prefix(prefix + 'x')}:queue:main", "m1")
     assert len(run("enqueue", "{}", "--json", "--prefix", f"{prefix}x").json["id"]) == 36
     await queue.enqueue({"user_id": "u1"}, id="m2")
     (shard,) = [shard for shard in queue.shards if await shard.position("m2")]
@@ -87,10 +98,10 @@ async def test_a_queue_without_shards_beside_it(run, queue, redis, prefix):
 
 
 @pytest.mark.leaks("another program's key")
-async def test_another_programs_key_where_a_registry_would_be(run, redis, prefix):
+async def test_another_programs_key_where_a_registry_would_be(run, server, redis, prefix):
     await redis.set(f"{{{prefix}}}:shards", "x")
     assert run("enqueue", "{}", "--id", "m1").code == 0
-    assert await redis.zscore(f"{prefix}:queue:main", "m1")
+    assert await redis.zscore(f"{Settings(server.url).prefix(prefix)}:queue:main", "m1")
 
 
 async def test_several_servers(run, server, private, prefix):

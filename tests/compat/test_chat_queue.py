@@ -413,7 +413,7 @@ async def test_concurrency(chat, monkeypatch, concurrency):
 
 
 @pytest.mark.parametrize("switch", [None, "1", "0"])
-async def test_one_users_requests_one_after_the_other(chat, monkeypatch, redis, switch):
+async def test_one_users_requests_one_after_the_other(chat, chat_prefix, monkeypatch, redis, switch):
     at_work: list[str] = []
     gate = asyncio.Event()
 
@@ -425,7 +425,7 @@ async def test_one_users_requests_one_after_the_other(chat, monkeypatch, redis, 
     monkeypatch.setenv("CHAT_API_CONCURRENCY", "8")
     if switch is not None:
         monkeypatch.setenv("CHAT_API_ONE_AT_A_TIME", switch)
-        await redis.hset("chat_api:meta", mapping={"limit_key": "user_id", "limit_concurrency_per_key": "1"})
+        await redis.hset(f"{chat_prefix}:meta", mapping={"limit_key": "user_id", "limit_concurrency_per_key": "1"})
     chat.configure(answer)
     for n in range(4):
         await chat.enqueue_chat_request("u1", str(n), *ARGUMENTS[2:])
@@ -441,9 +441,9 @@ async def test_one_users_requests_one_after_the_other(chat, monkeypatch, redis, 
     await chat.stop_queue_processor()
 
 
-async def test_limits_that_somebody_set_stay(chat, monkeypatch, redis):
+async def test_limits_that_somebody_set_stay(chat, chat_prefix, monkeypatch, redis):
     limits = {"limit_key": "chat_id", "limit_work_per_key": "1/1.0", "limit_concurrency_per_key": "5"}
-    await redis.hset("chat_api:meta", mapping=limits)
+    await redis.hset(f"{chat_prefix}:meta", mapping=limits)
 
     async def answer(request: QueuedRequest) -> str:
         return "yes"
@@ -453,13 +453,13 @@ async def test_limits_that_somebody_set_stay(chat, monkeypatch, redis):
         monkeypatch.setenv("CHAT_API_ONE_AT_A_TIME", switch)
         await chat.enqueue_chat_request("u1", switch, *ARGUMENTS[2:])
         await chat.start_queue_processor()
-        await until(lambda: _is_empty(redis))
+        await until(lambda: _is_empty(redis, chat_prefix))
         await chat.stop_queue_processor()
-        assert limits.items() <= (await redis.hgetall("chat_api:meta")).items()
+        assert limits.items() <= (await redis.hgetall(f"{chat_prefix}:meta")).items()
 
 
-async def _is_empty(redis):
-    return not await redis.exists("chat_api:queue:main")
+async def _is_empty(redis, chat_prefix):
+    return not await redis.exists(f"{chat_prefix}:queue:main")
 
 
 async def test_a_bad_switch(chat, monkeypatch):

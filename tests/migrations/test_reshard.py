@@ -38,6 +38,16 @@ async def resharded(prefix: str, url: str | list[str], count: int) -> Resharded:
 
 
 @pytest.fixture
+def prefix(sharded_prefix: str) -> str:
+    return sharded_prefix
+
+
+@pytest.fixture
+def redis(everywhere: Any) -> Any:
+    return everywhere
+
+
+@pytest.fixture
 async def queue(server, prefix) -> AsyncIterator[Queue]:
     async with sharded(prefix, server.url, shards=4) as queue:
         yield queue
