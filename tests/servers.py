@@ -153,6 +153,10 @@ class Server(_Clients):
         assert self._process is not None, "not running"
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Start the process and wait until it answers."""
         assert self._process is None, "running already"
