@@ -31,12 +31,12 @@ class Conditions(NamedTuple):
             InvalidMessage: one of them is not what it takes.
         """
         check_priority(priority)
-        if delay is not None and not (_is_time(delay) or delay == 0):
-            raise InvalidMessage(f"delay {delay!r} is not a number of seconds from 0 to {LONGEST:.0f}")
+        if delay is not None and not (_is_time(delay) or (_is_number(delay) and delay == 0)):
+            raise InvalidMessage(f"delay {delay!r:.200} is not a number of seconds from 0 to {LONGEST:.0f}")
         if ttl is not None and not _is_time(ttl):
-            raise InvalidMessage(f"ttl {ttl!r} is not a number of seconds above 0, up to {LONGEST:.0f}")
+            raise InvalidMessage(f"ttl {ttl!r:.200} is not a number of seconds above 0, up to {LONGEST:.0f}")
         if delay is not None and at is not None:
-            raise InvalidMessage(f"delay {delay!r} and at {at!r} both say when it is due: give one of them")
+            raise InvalidMessage(f"delay {delay!r:.200} and at {at!r:.200} both say when it is due: give one of them")
         return cls(priority, delay or 0.0, None if at is None else _moment(at), ttl)
 
     def message(self, id: str, slot: str | None, fields: Sequence[bytes]) -> NewMessage:
@@ -46,14 +46,14 @@ class Conditions(NamedTuple):
 
 def check_priority(priority: Any) -> None:
     """Nothing, where there is such a priority; else `InvalidMessage`."""
-    if priority not in tuple(LETTERS):
-        raise InvalidMessage(f"priority {priority!r} is unknown: use one of {', '.join(LETTERS)}")
+    if not isinstance(priority, str) or priority not in LETTERS:
+        raise InvalidMessage(f"priority {priority!r:.200} is unknown: use one of {', '.join(LETTERS)}")
 
 
 def check_replicas(replicas: Any) -> None:
     """Nothing, where so many replicas can be asked for; else `InvalidMessage`."""
     if type(replicas) is not int or not 0 <= replicas <= MOST_REPLICAS:
-        raise InvalidMessage(f"replicas {replicas!r} is not a whole number from 0 to {MOST_REPLICAS}")
+        raise InvalidMessage(f"replicas {replicas!r:.200} is not a whole number from 0 to {MOST_REPLICAS}")
 
 
 def positive(name: str, value: float) -> float:
@@ -69,17 +69,21 @@ def whole(name: str, value: float) -> int:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 < value <= LONGEST
+    return _is_number(value) and bool(0 < value <= LONGEST)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _moment(at: Any) -> float:
     """Epoch seconds. How far off they may be needs no exact clock: that of this process will do."""
     if isinstance(at, datetime):
         if at.utcoffset() is None:
-            raise InvalidMessage(f"at {at!r} has no time zone: write at.astimezone() if it is local time")
+            raise InvalidMessage(f"at {at!r:.200} has no time zone: write at.astimezone() if it is local time")
         at = at.timestamp()
-    if not isinstance(at, (int, float)) or not at >= 0:
-        raise InvalidMessage(f"at {at!r} is neither epoch seconds from 0 on nor a datetime with a time zone")
+    if not _is_number(at) or not at >= 0:
+        raise InvalidMessage(f"at {at!r:.200} is neither epoch seconds from 0 on nor a datetime with a time zone")
     if at > time.time() + LONGEST:
-        raise InvalidMessage(f"at {at!r} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
+        raise InvalidMessage(f"at {at!r:.200} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
     return float(at)

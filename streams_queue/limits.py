@@ -99,7 +99,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The share of the slots that low messages get at least while others wait; 0: none."""
 
     def __post_init__(self) -> None:
-        if self.key is not None and (type(self.key) is not str or not self.key):
+        if self.key is not None and not _is_name(self.key):
             raise ConfigurationError(f"key={self.key!r} is not the name of a payload's field")
         for name in ("accept", "accept_per_key", "work", "work_per_key"):
             if not isinstance(getattr(self, name), Rate | None):
@@ -199,6 +199,13 @@ FIELDS = tuple(f"limit_{name}" for name in Limits.__struct_fields__)
 """All fields of ``P:meta`` that say limits."""
 
 _NONE = Limits()
+
+
+def _is_name(key: Any) -> bool:
+    try:
+        return isinstance(key, str) and bool(key.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _written(name: str, value: Any) -> str:

@@ -1,5 +1,8 @@
 """What may come of a handler's run, and what a worker makes of it."""
 
+import math
+from typing import Any
+
 import msgspec
 
 from streams_queue.codec import encoded_key
@@ -10,21 +13,22 @@ class Retry(Exception):  # an instruction, not an error
     """Raise it in a handler to have the message tried again later; it counts as a retry, unless it pauses a key.
 
     Args:
-        delay: seconds until then; None: the worker's back-off.
+        delay: seconds until then, none where it is negative; None: the worker's back-off.
         key: pauses this key for the delay, for all workers: the value of the payload's field that `Limits.key` names,
             as when a chat platform asks for patience in one chat. Nothing is charged, however often. A message of this
             key keeps its place in line and goes first; another one waits for the delay by itself.
 
     Raises:
         InvalidMessage: the key is empty, cannot be encoded, or is of a type that no payload's field has; the delay is
-            NaN.
+            no number.
     """
 
     def __init__(self, delay: float | None = None, key: str | float | bytes | None = None) -> None:
+        given: Any = delay
+        if given is not None and (not isinstance(given, (int, float)) or isinstance(given, bool) or math.isnan(given)):
+            raise InvalidMessage(f"delay {given!r:.200} is not a number of seconds")
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = None if delay is None else float(delay)
-        if delay != delay:  # noqa: PLR0124  (NaN alone is not what it is)
-            raise InvalidMessage(f"delay {delay!r} is not a number of seconds")
         self.key = b"" if key is None else encoded_key(key)
         """As a payload holds it; empty without one."""
 

@@ -22,6 +22,7 @@ from streams_queue.crew import Crew
 from streams_queue.errors import ConfigurationError
 from streams_queue.execution import Handler
 from streams_queue.inspection import report
+from streams_queue.limits import Limits
 from streams_queue.logs import MessageLog
 from streams_queue.model import Payload
 from streams_queue.observation import Observation
@@ -71,7 +72,7 @@ class Worker(Generic[Payload]):
             worker has gone.
 
     Raises:
-        ConfigurationError: a number that is not positive.
+        ConfigurationError: a number that is not positive, or a name that is none.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Worker(Generic[Payload]):
         for name, value in not_negative.items():
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ConfigurationError(f"{name}={value!r} is not a number from 0 on")
+        if one_at_a_time_per is not None:
+            Limits(key=one_at_a_time_per)
         self.queue = queue
         self.consumer = consumer_name()
         self.policy = Policy(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from datetime import timedelta
 
 import pytest
 
 from helpers import queue_at, running, until, work, worker_of
-from streams_queue import ConfigurationError, InvalidMessage, Limits, Rate, Reject, Retry, Worker
+from streams_queue import ConfigurationError, InvalidMessage, Limits, Queue, Rate, Reject, Retry, Worker
 
 
 def tasks(users: int, each: int) -> list[dict[str, str | int]]:
@@ -163,9 +164,16 @@ async def test_a_key_that_the_platform_wants_left_alone(server, prefix):
         assert (stats.dead, stats.parked, stats.counters["paused_keys"]) == (0, 0, 3)
 
 
-def test_a_delay_that_is_no_number():
-    with pytest.raises(InvalidMessage, match="delay nan"):
-        Retry(delay=float("nan"), key="c1")
+@pytest.mark.parametrize("delay", [float("nan"), True, "5", timedelta(seconds=5), 1j])
+def test_a_delay_that_is_no_number(delay):
+    with pytest.raises(InvalidMessage, match="is not a number of seconds"):
+        Retry(delay=delay, key="c1")
+
+
+@pytest.mark.parametrize("name", ["", 5, "\ud800", b"user_id", ["user_id"]])
+def test_a_worker_is_told_at_once_that_a_name_is_none(name):
+    with pytest.raises(ConfigurationError, match="is not the name of a payload's field"):
+        Worker(Queue("orders", url="redis://127.0.0.1"), one_at_a_time_per=name)
 
 
 @pytest.mark.parametrize("key", ["", 1j, "\ud800"])
