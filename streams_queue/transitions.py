@@ -196,7 +196,8 @@ class Transitions(Door):
     async def claim(
         self, consumer: str, max_messages: int, *, alone: bool = True, lock: float | None = None
     ) -> Claimed:
-        """Take messages to work on, at most 500 of them and 8 MiB of bodies.
+        """Take messages to work on, at most 500 of them and 8 MiB of bodies, of which each field counts as
+        64 bytes at least.
 
         Args:
             consumer: who takes them.
