@@ -44,7 +44,7 @@ if cursor == '' then
   mend_newest(now, limit)
 else
   local page = page_of(MAIN, cursor, limit)
-  for _, id in ipairs(page.ids) do mend(id, now) end
+  for _, id in ipairs(page.ids) do mend(id, state_of(id), now) end
   next_cursor = cursor_after(page, gone_from(page))
 end
 return finish({next_cursor, repaired, expired, difference()})

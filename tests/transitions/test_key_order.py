@@ -115,6 +115,25 @@ async def test_a_full_pass_wakes_no_more_of_a_key_than_may_begin(queue: Queue):
     assert await queue.redis.zcard(queue.keys.parked) == 490
 
 
+async def test_a_full_pass_takes_few_commands_for_what_is_parked(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue(*[f"m{n:04}" for n in range(500)], user_id="u1")
+    assert len(await everything(queue)) == 1
+    await queue.redis.config_resetstat()
+    await queue.full_pass()
+    assert await calls(queue) < 5000
+
+
+async def test_a_thousand_at_work_are_not_looked_through_for_each_that_waits(queue: Queue):
+    await queue.transitions.limit(Limits(key="user_id", concurrency_per_key=300))
+    for part in range(2):
+        await queue.enqueue(*[f"m{part}-{n:04}" for n in range(300)], user_id="u1")
+    assert len(await ids(queue, count=300)) == 300
+    await queue.redis.config_resetstat()
+    assert await ids(queue, count=300) == []
+    assert (await queue.redis.info("commandstats"))["cmdstat_zmscore"]["calls"] < 10
+
+
 async def test_many_keys_whose_time_comes_at_once_take_several_calls(queue: Queue):
     await queue.transitions.limit(Limits(key="user_id", work_per_key=Rate(100, per=3600)))
     for key in range(20):

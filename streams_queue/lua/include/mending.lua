@@ -55,32 +55,36 @@ local function adopt(id, body)
   repaired = repaired + 1
 end
 
--- Nearly every id has a body and a living entry: that is all that is read of it. What is parked nobody looks at but a full
--- pass, which is not `quick`.
-local function is_well(id, quick)
-  if unparked[id] then return true end
+-- Nearly every id has a body and a living entry, or is parked: that is all that is read of it.
+local function state_of(id)
+  if unparked[id] then return 'well' end
   local seen = try('HMGET', message_key(id), 'timestamp', '_sq_entry')
-  if failed(seen) or not seen[1] or not seen[2] then return false end
+  if failed(seen) or not seen[1] or not seen[2] then return nil end
   local body = {_sq_entry = seen[2]}
   local entry = live_entry(body)
   local ms, seq = string.match(entry or '', '^(%d+)%-(%d+)$')
-  if not entry then return false end
+  if not entry then return nil end
   local in_stream, alive = look_for_entry(letter_of(body), entry, tonumber(ms), tonumber(seq))
-  return alive or (quick and in_stream and call('ZSCORE', PARKED, id) ~= false)
+  if alive then return 'well' end
+  return in_stream and call('ZSCORE', PARKED, id) and 'parked' or nil
 end
 
-local function mend(id, now, quick)
-  if is_well(id, quick) then return end
+local function mend(id, state, now)
+  if state == 'well' then return end
   local body = read_body(id)
   if not body then return note_bodiless(id, now) end
+  if state == 'parked' then return look_at_parked(id, body, now) end
   if call('EXISTS', lock_key(id)) == 1 then return end
-  if is_parked(id, body) then return look_at_parked(id, body, now) end
   adopt(id, body)
 end
 
 local function mend_newest(now, limit)
   local newest = call('ZREVRANGEBYSCORE', MAIN, now + WINDOW, now - WINDOW, 'LIMIT', 0, limit)
-  for i = #newest, 1, -1 do mend(newest[i], now, true) end
+  for i = #newest, 1, -1 do
+    local id = newest[i]
+    local state = state_of(id)
+    if state ~= 'parked' then mend(id, state, now) end
+  end
 end
 
 -- Ids in main less entries in the streams: zero in a quiet queue.

@@ -43,12 +43,15 @@ local function place_in_key(key, id)
   return place and not failed(place) and place or call('ZSCORE', MAIN, id)
 end
 
--- Who left main without a word holds up nobody.
+-- Who left main without a word holds up nobody. All are looked at once in a call: there may be a thousand of them.
+local looked_through = {}
 local function strike_out_gone(turns, first)
+  if looked_through[turns] then return 0 end
   local ids, gone = call('ZRANGE', turns, 0, first - 1), 0
   for i, score in ipairs(call('ZMSCORE', MAIN, unpack(ids))) do
     if not score then gone = gone + call('ZREM', turns, ids[i]) end
   end
+  looked_through[turns] = gone == 0
   return gone
 end
 
@@ -170,7 +173,8 @@ local function unpark(id, body, key)
 end
 
 -- Unparks who has his turn now, in order. A claim looks again, and what does not fit the rate is parked once more. One call
--- wakes so many at most, and one of each key; the rest it leaves to the next `promote`.
+-- wakes so many at most, and one of each key; the rest it leaves to the next `promote`. Answers whether one is left that has
+-- to wait.
 local MOST_WOKEN = 500
 local woken, woken_in_all = {}, 0
 local function wake_parked(key, now)
@@ -178,7 +182,7 @@ local function wake_parked(key, now)
   woken[key] = woken[key] or 0
   while woken[key] < left and (woken[key] == 0 or woken_in_all < MOST_WOKEN) do
     local id = first_parked(key)
-    if not id then return end
+    if not id then return false end
     local body = read_body(id)
     local stands = call('ZSCORE', MAIN, id)
     if not body or not stands then
@@ -187,19 +191,23 @@ local function wake_parked(key, now)
     elseif key_of(body) ~= key or is_turn(key, body, id) then  -- another field tells keys apart by now: a claim sees
       unpark(id, body, key)
     else
-      return
+      return true
     end
     woken[key], woken_in_all = woken[key] + 1, woken_in_all + 1
   end
-  if first_parked(key) then wake_at(key, woken[key] < left and now or next_at) end
+  if not first_parked(key) then return false end
+  wake_at(key, woken[key] < left and now or next_at)
+  return true
 end
 
 -- Whoever looks through all messages unparks what nothing else would: as after limits were changed (it may have another
 -- key now), or P:wake or the list of its key deleted, which also ends after a week in which nobody came.
+local must_wait = {}
 local function look_at_parked(id, body, now)
   if not call('ZSCORE', MAIN, id) then return drop_taken_from(id) end
   local key = key_of(body)
-  if key and list_parked(key, id) then wake_parked(key, now) else unpark(id, body) end
+  if not key or not list_parked(key, id) then return unpark(id, body) end
+  must_wait[key] = must_wait[key] or wake_parked(key, now)
 end
 
 -- A message is in line no more: the next of its key has its turn.
