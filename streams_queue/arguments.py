@@ -85,5 +85,5 @@ def _moment(at: Any) -> float:
     if not _is_number(at) or not at >= 0:
         raise InvalidMessage(f"at {at!r:.200} is neither epoch seconds from 0 on nor a datetime with a time zone")
     if at > time.time() + LONGEST:
-        raise InvalidMessage(f"at {at!r:.200} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
+        raise InvalidMessage(f"at {at!r} is more than {LONGEST:.0f} seconds away: epoch seconds are no milliseconds")
     return float(at)
