@@ -191,6 +191,25 @@ class ShardedQueue(Queue[Payload]):
         super().check_limits(limits)
         part_of(limits, self.routing)
 
+    async def pause(self) -> None:
+        """As `Queue.pause`, in every shard that there is now."""
+        await self.look()
+        await super().pause()
+
+    async def resume(self) -> None:
+        """As `Queue.resume`, in every shard that there is now."""
+        await self.look()
+        await super().resume()
+
+    async def set_limits(self, limits: Limits) -> None:
+        """As `Queue.set_limits`, divided among the shards that there are now.
+
+        Raises:
+            ConfigurationError: they cannot be divided.
+        """
+        await self.look()
+        await super().set_limits(limits)
+
     async def result(self, id: str, timeout: float | None = None) -> Any:
         """As `Queue.result`. For an id of your own all shards are asked once where it is."""
         with anyio.fail_after(timeout):
@@ -264,6 +283,8 @@ class ShardedQueue(Queue[Payload]):
 
     async def look(self) -> None:
         """Learn of a new number of shards, if there is one. It looks by itself every two seconds."""
+        if not self.shards:
+            return  # a queue that turned out to have none
         async with self._looking:
             registry = await Registry.read(self.connection, self.keys.prefix)
             if registry is not None and registry != self._agreement:  # without one, somebody has flushed the server
@@ -298,15 +319,24 @@ class ShardedQueue(Queue[Payload]):
         if not isinstance(self.transitions, Shards):
             self.transitions = Shards(self.connection, self.keys, routing, [])
             self.transitions.rerouted = self._rerouted
-        for number in range(len(self._all_shards), routing.known):
-            self._all_shards.append(self._shard(number, self.transitions))
-        await together(shard.connection.open() for shard in self._all_shards)
+        await self._reach(routing.known, self.transitions)
         await self._check_places()
         for shard in self._all_shards:
             shard.transitions.shards_version = registry.version
         self.transitions.reroute(routing, [shard.transitions for shard in self._all_shards])
         self.shards = self._all_shards[: routing.in_use]
         self._agreement = registry
+
+    async def shards_to_be(self, count: int) -> Sequence[Queue[Payload]]:
+        """The first so many shards, whether they are in use or not. Only after `open`."""
+        assert isinstance(self.transitions, Shards)
+        await self._reach(count, self.transitions)
+        return self._all_shards[:count]
+
+    async def _reach(self, count: int, all_shards: Shards) -> None:
+        for number in range(len(self._all_shards), count):
+            self._all_shards.append(self._shard(number, all_shards))
+        await together(shard.connection.open() for shard in self._all_shards)
 
     async def _check_places(self) -> None:
         """Each server knows which one it is: named in another order, messages would wait where nobody looks."""

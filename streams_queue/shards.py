@@ -316,8 +316,9 @@ async def together(asked: Iterable[Awaitable[T]]) -> list[T]:
 def part_of(limits: Limits, routing: Routing) -> Limits:
     """The limits of each shard, that of the whole queue these.
 
-    A rate of the queue is divided: all shards together reach it where each is as busy as any other. So is the length,
-    rounded down. What holds per key stays as it is, since a key has one shard; so do shares.
+    A rate of the queue is divided: all shards together reach it where each is as busy as any other. While messages are
+    moved, work is done in the former shards, too. So is the length, rounded down. What holds per key stays as it is,
+    since a key has one shard; so do shares.
 
     Raises:
         ConfigurationError: a limit per key goes by another key than the shards do, or the length is less than one
@@ -334,7 +335,7 @@ def part_of(limits: Limits, routing: Routing) -> Limits:
         raise ConfigurationError(
             f"max_length={limits.max_length} is less than one message for each of {routing.shards} shards"
         )
-    accept, work = _part_of_rate(limits.accept, routing.shards), _part_of_rate(limits.work, routing.shards)
+    accept, work = _part_of_rate(limits.accept, routing.shards), _part_of_rate(limits.work, routing.in_use)
     return msgspec.structs.replace(limits, max_length=length, accept=accept, work=work)
 
 

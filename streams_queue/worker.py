@@ -256,6 +256,8 @@ class Worker(Generic[Payload]):
     async def _work(self, burst: bool) -> None:
         """With a consumer for each shard; a queue without shards is its own only one."""
         queue = self.queue
+        if self._one_at_a_time_per is not None and isinstance(queue, ShardedQueue):
+            await queue.transitions.one_at_a_time_per(self._one_at_a_time_per)  # agreed for shards to come, too
         crew = Crew(partial(Consumer, terms=self._terms()), self._stopping, lambda: self._grace)
 
         def shards() -> Sequence[Queue[Payload]]:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from helpers import LEASE, Handler, Held, queue_at, running, until, work, worker_of
-from streams_queue import ConfigurationError, Queue, ShardedQueue, Worker
+from streams_queue import ConfigurationError, Limits, Queue, ShardedQueue, Worker
 from streams_queue.metrics import WorkerCollector
 from streams_queue.monitor import Monitor
 
@@ -65,6 +65,30 @@ async def test_each_message_of_every_shard_is_done_once(queue, redis):
     assert Counter(handler.ids) == Counter(ids)
     assert {(message.attempts, message.deliveries) for message in handler.messages} == {(1, 1)}
     await is_at_rest(queue, redis)
+
+
+async def test_one_at_a_time_goes_by_what_messages_go_by(queue):
+    at_work: Counter[int] = Counter()
+    seen: dict[int, list[int]] = {}
+
+    async def handle(message):
+        user = message.data["user"]
+        at_work[user] += 1
+        assert at_work[user] == 1
+        await asyncio.sleep(0.002)
+        at_work[user] -= 1
+        seen.setdefault(user, []).append(message.data["n"])
+
+    await queue.enqueue_many([{"user": n % 8, "n": n} for n in range(80)])
+    await work(queue, handle, one_at_a_time_per="user")
+    assert seen == {user: list(range(user, 80, 8)) for user in range(8)}
+    assert await queue.limits() == Limits(key="user", concurrency_per_key=1)
+
+
+async def test_one_at_a_time_by_another_field_than_the_shards_is_refused(queue):
+    with pytest.raises(ConfigurationError, match="cannot go by key='chat': the queue's shards go by 'user'"):
+        await work(queue, Handler().handle, one_at_a_time_per="chat")
+    assert await queue.limits() == Limits()
 
 
 async def test_slots_count_over_all_shards(queue):

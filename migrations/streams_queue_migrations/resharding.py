@@ -1,6 +1,7 @@
 """Reshard: a number of shards -> another one, at work. May be killed at any moment and run again."""
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import Counter
@@ -16,12 +17,22 @@ from streams_queue.errors import ConfigurationError, InvalidMessage, MigrationEr
 from streams_queue.routing import MOST_SHARDS
 from streams_queue.sharding import ShardedQueue
 from streams_queue.shards import Routing, part_of
+from streams_queue.transitions import Resharded as Superseded
 from streams_queue_migrations.door import START
 from streams_queue_migrations.model import QUEUES, Check, Progress
 from streams_queue_migrations.shard_door import MOVERS, Arrival, Held, RegistryDoor, Row, ShardDoor
+from streams_queue_migrations.verifying import holders, verify_shards
+
+logger = logging.getLogger(__name__)
 
 PAUSE = 0.5
 """Seconds between two passes, where something is left that workers hold."""
+
+TELLS = 5.0
+"""Seconds until it is said for whom it waits, and then every so often."""
+
+SHOWN = 5
+"""Ids of each fault that are named."""
 
 LASTS = 5.0
 """Seconds that the lock of a resharder lasts; it is renewed three times in that time."""
@@ -58,6 +69,8 @@ class Resharded(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that an earlier run had left on their way."""
     expired: int
     """Ids whose bodies had run out; they are counted, and stand on ``P:lost``."""
+    known: list[str]
+    """Ids of messages that met another with the same id where they belong: that one stays, they are dropped."""
     passes: int
     seconds: float
     shards: list[ShardCount]
@@ -84,8 +97,7 @@ async def plan_reshard(queue: ShardedQueue[Any], count: int, progress: Progress)
     _check(queue, count)
     routing = queue.routing
     wanted = routing if routing.moving else routing._replace(shards=count, former=routing.shards)
-    doors = _doors(queue)
-    found = await _count(doors, wanted, progress)
+    found = await _count(_doors(queue), wanted, progress)
     return ReshardPlan(
         prefix=queue.keys.prefix, before=(routing.former or count) if routing.moving else routing.shards, after=count,
         shards=found, under_way=routing.moving,
@@ -132,7 +144,7 @@ def _check(queue: ShardedQueue[Any], count: int) -> None:
 
 
 def _doors(queue: ShardedQueue[Any]) -> list[ShardDoor]:
-    return [ShardDoor(shard.connection, shard.keys) for shard in queue.shards]
+    return [ShardDoor(shard.connection, shard.keys, queue.version) for shard in queue.shards]
 
 
 class _Move:
@@ -147,41 +159,86 @@ class _Move:
         self._owner = owner
         self._progress = progress
         self._doors: list[ShardDoor] = []
+        self._routing = queue.routing
+        self._version = queue.version
         self._moved: Counter[str] = Counter()
+        self._known: list[str] = []
+        self._vanished: list[str] = []
         self._expired = self._finished = self._passes = 0
 
     async def run(self) -> Resharded:
         began, routing = time.monotonic(), self._queue.routing
         before = (routing.former or self._count) if routing.moving else routing.shards
-        limits, paused = await self._queue.limits(), (await self._queue.stats()).paused
-        part_of(limits, routing._replace(shards=self._count))  # refused before anything is written
-        await self._registry.turn(self._count, settled=False)
+        try:
+            await self._turn()
+            await self._move_home()
+            checks, shards = await self._verify()
+        except Superseded as error:
+            raise self._superseded() from error
+        return Resharded(
+            prefix=self._queue.keys.prefix, before=before, after=self._count,
+            moved=dict(self._moved), finished=self._finished, expired=self._expired, known=self._known,
+            passes=self._passes, seconds=time.monotonic() - began, shards=shards, checks=checks,
+        )  # fmt: skip
+
+    async def _turn(self) -> None:
+        """Have all go by the new number, and what is agreed for the queue hold in all shards: in new ones beforehand,
+        or who is quick would work there on a queue that is paused.
+        """
+        queue, routing = self._queue, self._queue.routing
+        if not routing.moving:
+            part = part_of(await queue.limits(), routing._replace(shards=self._count))  # refused before the first write
+            paused = (await queue.stats()).paused
+            for shard in (await queue.shards_to_be(self._count))[routing.shards :]:
+                await shard.transitions.limit(part)
+                await shard.transitions.pause(paused)
+        if not await self._registry.turn(self._count):
+            raise self._superseded()
         failpoints.hit("mid_reshard")
-        await self._queue.look()
-        self._doors = _doors(self._queue)
-        await self._queue.set_limits(limits)
-        if paused:
-            await self._queue.pause()
+        await queue.look()
+        self._routing, self._version, self._doors = queue.routing, queue.version, _doors(queue)
+        await queue.set_limits(await queue.limits())
+        if (await queue.stats()).paused:
+            await queue.pause()
         for door in self._doors:
-            await door.fence(self._queue.version)
+            await door.fence()
         failpoints.hit("mid_reshard")
+
+    def _superseded(self) -> MigrationError:
+        return MigrationError(
+            f"another process has changed the number of shards of queue {self._queue.keys.prefix!r} meanwhile: this "
+            "one was stopped for too long, and does nothing more"
+        )
+
+    async def _settle_number(self) -> None:
+        """Have programs go by the new number alone: nothing is in the former shards any more."""
+        await self._registry.turn(self._count, settled=self._version)
+        await self._queue.look()
+        await self._queue.set_limits(await self._queue.limits())  # of the shards that are left
+
+    # ---- moving
+
+    async def _move_home(self) -> None:
         for target in range(len(self._doors)):
             await self._finish_arrivals(target)
         found, left = await self._pass()
+        told_at = time.monotonic()
         while found:
             await asyncio.sleep(PAUSE if left else 0)
+            if left and time.monotonic() - told_at >= TELLS:
+                told_at = time.monotonic()
+                await self._tell_of_dead_workers()
             found, left = await self._pass()
-        checks, shards = await self._verify()
-        if all(check.holds for check in checks):
-            await self._registry.turn(self._count, settled=True)
-            await self._queue.look()
-        return Resharded(
-            prefix=self._queue.keys.prefix, before=before, after=self._count,
-            moved=dict(self._moved), finished=self._finished, expired=self._expired, passes=self._passes,
-            seconds=time.monotonic() - began, shards=shards, checks=checks,
-        )  # fmt: skip
 
-    # ---- moving
+    async def _tell_of_dead_workers(self) -> None:
+        """What they held waits for another worker: where there is none, this waits for ever."""
+        checks = [await holders(door) for door in self._doors]
+        dead = [name for check in checks for name in check.examples]
+        if dead:
+            logger.warning(
+                "queue %s: messages wait in their former shards, held by workers that give no sign of life: %s. Start "
+                "a worker: it hands on what dead ones held", self._queue.keys.prefix, ", ".join(dead[:SHOWN]),
+            )  # fmt: skip
 
     async def _pass(self) -> tuple[int, int]:
         """Move what does not belong where it stands: (how many that were, how many of them are left: held by workers,
@@ -191,7 +248,7 @@ class _Move:
         self._passes += 1
         for source, door in enumerate(self._doors):
             for queue in QUEUES:
-                async for strays in _strays(door, source, queue, self._queue.routing):
+                async for strays in _strays(door, source, queue, self._routing):
                     found += len(strays)
                     left += await self._move_all(source, strays)
                 self._progress(f"shard {source}", QUEUES.index(queue) + 1, len(QUEUES))
@@ -209,7 +266,7 @@ class _Move:
         left, ids = 0, list(ids)
         while ids:
             held, others = await self._doors[source].leave(self._owner, ids)
-            self._expired += sum(state == "expired" for state in others.values())
+            self._expired += [*others.values()].count("expired")
             left += sum(state == "busy" for state in others.values())
             if held:
                 left += await self._carry(source, target, held)
@@ -233,7 +290,9 @@ class _Move:
 
     async def _settle(self, target: int, entering: Sequence[str], others: Sequence[Arrival]) -> None:
         if entering:
-            await self._doors[target].settle(entering)
+            states = await self._doors[target].settle(entering)
+            self._known += [id for id, state in zip(entering, states, strict=True) if state == "known"]
+            self._vanished += [id for id, state in zip(entering, states, strict=True) if state == "expired"]
         if others:
             await self._doors[target].discard(others)
 
@@ -258,27 +317,49 @@ class _Move:
     # ---- proving
 
     async def _verify(self) -> tuple[list[Check], list[ShardCount]]:
-        counts = await _count(self._doors, self._queue.routing, self._progress)
-        on_their_way = [id for door in self._doors async for id, _, _ in door.arrivals()]
-        stats = [await door.stats() for door in self._doors]
-        out, came_in = (sum(found.counters.get(f"moved_{way}_messages", 0) for found in stats) for way in ("out", "in"))
+        """Whether all is where it belongs, which ends the move; and whether all of it is as it must be."""
+        counts = await _count(self._doors, self._routing, self._progress)
+        on_their_way = [arrival.id for door in self._doors async for arrival in door.arrivals()]
         again = f"run `streams-queue reshard --prefix {self._queue.keys.prefix} --shards {self._count}` again"
-        checks = [
+        at_home = [
             Check(
                 name="homes", what="every message stands in the shard that it goes by, and in no other",
-                violations=sum(found.elsewhere for found in counts), examples=[], remedy=again,
+                violations=sum(found.elsewhere for found in counts), remedy=again,
             ),
             Check(
                 name="arrivals", what="no message is on its way",
-                violations=len(on_their_way), examples=on_their_way[:5], remedy=again,
-            ),
-            Check(
-                name="sums", what="as many messages came into shards as left others",
-                violations=abs(out - came_in), examples=[], fatal=False,
-                remedy="nothing, where messages ran out on their way, or met one with the same id; else look at P:lost",
+                violations=len(on_their_way), examples=on_their_way[:SHOWN], remedy=again,
             ),
         ]  # fmt: skip
-        return checks, counts
+        if all(check.holds for check in at_home):
+            await self._settle_number()
+        found = await verify_shards(self._queue, self._progress)
+        return [*at_home, *await self._losses(), *(check for check in found.checks if check.fatal)], counts
+
+    async def _losses(self) -> list[Check]:
+        """What this run lost, and what the shards' counters say of all runs."""
+        stats = [await door.stats() for door in self._doors]
+        out, came_in = (sum(found.counters.get(f"moved_{way}_messages", 0) for found in stats) for way in ("out", "in"))
+        return [
+            Check(
+                name="whole", what="every message that left a shard has come into another",
+                violations=len(self._vanished), examples=self._vanished[:SHOWN],
+                remedy="nothing, where its TTL ran out just then; else look for who deletes or evicts keys. The ids "
+                "are on P:lost",
+            ),
+            Check(
+                name="ids", what="no message met another with the same id",
+                violations=len(self._known), examples=self._known[:SHOWN], fatal=False,
+                remedy="nothing, where the same id means the same work: the one that was there stays, the one that "
+                "came is dropped. Else enqueue it with an id of its own",
+            ),
+            Check(
+                name="sums", what="as many messages came into shards as left others, over all runs",
+                violations=abs(out - came_in), fatal=False,
+                remedy="look for who resets P:stats; messages may also have run out while a run that was killed was "
+                "not yet finished by another",
+            ),
+        ]  # fmt: skip
 
 
 async def _strays(door: ShardDoor, number: int, queue: str, routing: Routing) -> AsyncIterator[dict[str, int]]:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from streams_queue.answers import id_of
-from streams_queue.codec import Fields, fields_of
+from streams_queue.codec import fields_of
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys, registry_prefix
 from streams_queue.scripts import Script
@@ -27,16 +27,20 @@ MOVERS = "reshard:"
 
 _HOME = __name__.rpartition(".")[0]
 
-TURN = Script("turn", ("count", "settled"), keys=("registry",), home=_HOME)
+TURN = Script("turn", ("count", "settled", "version"), keys=("registry",), home=_HOME)
 FENCE = Script("fence", ("version",), home=_HOME)
 ROLL = Script("roll", ("queue", "cursor", "limit", "field"), home=_HOME)
-LEAVE = Script("leave", ("owner", "hold_ms", "max_bytes"), ("id",), ("message", "lock"), home=_HOME)
+LEAVE = Script("leave", ("owner", "hold_ms", "max_bytes", "version"), ("id",), ("message", "lock"), home=_HOME)
 ARRIVE = Script(
-    "arrive", ("owner", "from"), ("id", "set", "score", "ttl_ms", "slot_ms", "count"), ("message", "done", "arriving"),
-    home=_HOME,
+    "arrive", ("owner", "from", "version"), ("id", "set", "score", "ttl_ms", "slot_ms", "hindrance", "count"),
+    ("arriving",), home=_HOME,
 )  # fmt: skip
-PART = Script("part", ("owner", "proof_ttl"), ("id", "digest"), ("message", "lock", "done", "moved"), home=_HOME)
-SETTLE = Script("settle", (), ("id", "action", "owner"), ("message", "lock", "done", "arriving", "moved"), home=_HOME)
+PART = Script(
+    "part", ("owner", "proof_ttl", "version"), ("id", "digest"), ("message", "lock", "done", "moved"), home=_HOME
+)
+SETTLE = Script(
+    "settle", ("version",), ("id", "action", "owner"), ("message", "lock", "done", "arriving", "moved"), home=_HOME
+)
 
 SCRIPTS = (TURN, FENCE, ROLL, LEAVE, ARRIVE, PART, SETTLE)
 
@@ -57,6 +61,8 @@ class Held(NamedTuple):
     ttl: int
     slot_ttl: int
     digest: str
+    hindrance: str
+    """What holds back its key, as `leave` says it."""
     flat: list[bytes]
 
 
@@ -69,11 +75,22 @@ class Arrival(NamedTuple):
 
 
 class ShardDoor(Door):
-    """The transitions of a shard, and those that move messages out of it and into it."""
+    """The transitions of a shard, and those that move messages out of it and into it.
 
-    async def fence(self, version: int) -> None:
+    They go by a version of the registry, and are refused where the shard knows of a later one: a mover that was stopped
+    for long must not go on by a number of shards that is no more.
+
+    Args:
+        version: of the registry; 0, the first, is enough for who only looks.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys, version: int = 0) -> None:
+        super().__init__(connection, keys)
+        self.shards_version = version
+
+    async def fence(self) -> None:
         """From now on it takes messages only of those who know this version of the registry."""
-        await self._run(FENCE, (version,))
+        await self._run(FENCE, (self.shards_version,))
 
     async def roll(self, queue: str, cursor: str, field: str) -> tuple[str, list[Row]]:
         """A page of a set: (where to go on, its messages)."""
@@ -86,39 +103,47 @@ class ShardDoor(Door):
     async def leave(self, owner: str, ids: Sequence[str]) -> tuple[list[Held], dict[str, str]]:
         """Hold what waits: (what is held now, and the others: ``busy``, ``later``, ``gone``, ``expired``)."""
         keys = self._keys_of(LEAVE, ids)
-        replies = await self._run(LEAVE, (owner, round(HOLD * 1000), BYTES), [(id,) for id in ids], keys)
+        replies = await self._run(
+            LEAVE, (owner, round(HOLD * 1000), BYTES, self.shards_version), [(id,) for id in ids], keys
+        )
         held: list[Held] = []
         others: dict[str, str] = {}
         for id, (state, *found) in zip(ids, replies, strict=True):
             if state == b"held":
-                set, score, ttl, slot_ttl, digest, flat = found
-                held.append(Held(id, set.decode(), score.decode(), ttl, slot_ttl, digest.decode(), list(flat)))
+                set, score, ttl, slot_ttl, digest, hindrance, flat = found
+                texts = (digest.decode(), hindrance.decode())
+                held.append(Held(id, set.decode(), score.decode(), ttl, slot_ttl, *texts, list(flat)))
             else:
                 others[id] = state.decode()
         return held, others
 
     async def arrive(self, owner: str, source: int, former: Keys, held: Sequence[Held]) -> list[bool]:
-        """Write bodies that nobody sees yet; False for one that the shard or a later mover has."""
-        rows = [(one.id, one.set, one.score, one.ttl, one.slot_ttl, len(one.flat) // 2) for one in held]
+        """Write bodies that nobody sees yet; False for one that a later mover has brought."""
+        rows = [(one.id, one.set, one.score, one.ttl, one.slot_ttl, one.hindrance, len(one.flat) // 2) for one in held]
         tails = [_at_home(one.flat, former, self.keys) for one in held]
         keys = self._keys_of(ARRIVE, [one.id for one in held])
-        return [bool(new) for new in await self._run(ARRIVE, (owner, source), rows, keys, tails)]
+        head = (owner, source, self.shards_version)
+        return [bool(new) for new in await self._run(ARRIVE, head, rows, keys, tails)]
 
     async def part(self, owner: str, held: Sequence[Held]) -> list[str]:
         """Take out what is held and did not change: ``moved``, ``changed`` or ``lost`` for each."""
         keys = self._keys_of(PART, [one.id for one in held])
-        replies = await self._run(PART, (owner, PROOF), [(one.id, one.digest) for one in held], keys)
+        replies = await self._run(
+            PART, (owner, PROOF, self.shards_version), [(one.id, one.digest) for one in held], keys
+        )
         return [reply.decode() for reply in replies]
 
     async def settle(self, ids: Sequence[str]) -> list[str]:
-        """Have bodies that nobody sees be messages: ``entered``, ``known``, ``expired`` or ``gone`` for each."""
-        replies = await self._run(SETTLE, (), [(id, "enter", "") for id in ids], self._keys_of(SETTLE, ids))
+        """Have bodies that nobody sees be messages: ``entered``, ``known``, ``expired`` or ``settled`` for each."""
+        rows, keys = [(id, "enter", "") for id in ids], self._keys_of(SETTLE, ids)
+        replies = await self._run(SETTLE, (self.shards_version,), rows, keys)
         return [reply.decode() for reply in replies]
 
     async def discard(self, arrivals: Sequence[Arrival]) -> None:
         """Have bodies that nobody sees be gone, unless another mover has brought them anew."""
         rows = [(arrival.id, "discard", arrival.owner) for arrival in arrivals]
-        await self._run(SETTLE, (), rows, self._keys_of(SETTLE, [arrival.id for arrival in arrivals]))
+        keys = self._keys_of(SETTLE, [arrival.id for arrival in arrivals])
+        await self._run(SETTLE, (self.shards_version,), rows, keys)
 
     async def has_moved(self, ids: Sequence[str]) -> list[bool]:
         """For each, whether there is proof that it has left this shard."""
@@ -141,10 +166,19 @@ class RegistryDoor(Door):
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection, Keys(registry_prefix(name)))
 
-    async def turn(self, count: int, *, settled: bool) -> Fields:
-        """Go by this number from now on; or, where that is so, have nothing be moved any more."""
-        flat: Any = await self._run(TURN, (count, int(settled)), (), [self.keys.registry], house=False)
-        return fields_of(flat)
+    async def turn(self, count: int, *, settled: int | None = None) -> bool:
+        """Go by this number from now on; or, where that is so, have nothing be moved any more.
+
+        Args:
+            count: of shards.
+            settled: the version by which all was moved.
+
+        Returns:
+            Whether all programs go by this number now.
+        """
+        head = (count, int(settled is not None), settled or 0)
+        flat: Any = await self._run(TURN, head, (), [self.keys.registry], house=False)
+        return fields_of(flat).get("count") == b"%d" % count
 
 
 def _at_home(flat: Sequence[bytes], former: Keys, now: Keys) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from streams_queue.errors import NotFound
 from streams_queue.queue import Queue
+from streams_queue.sharding import ShardedQueue
 from streams_queue_migrations.census import take_census
 from streams_queue_migrations.door import Door
 from streams_queue_migrations.model import Census, Check, Progress, Verified
@@ -37,12 +38,43 @@ async def verify(queue: Queue[Any], progress: Progress, *, patience: float = PAT
         QueueUnavailable: the server does not answer.
         ConfigurationError: a newer engine wrote the queue, access is denied, or a key has the wrong type.
     """
+    if isinstance(queue, ShardedQueue) and queue.shards:
+        return await verify_shards(queue, progress, patience=patience)
     door = Door(queue.connection, queue.keys)
     if not await door.kinds():
         raise NotFound(
             f"there is no queue {door.keys.prefix!r} in this database: look at the prefix, and at the server"
         )
     return await look_twice(door, progress, partial(asyncio.sleep, patience))
+
+
+async def verify_shards(queue: ShardedQueue[Any], progress: Progress, *, patience: float = PATIENCE) -> Verified:
+    """`verify` for each shard of a queue, as one answer: what is found is added up.
+
+    Args:
+        queue: open.
+        progress: told after each page.
+        patience: seconds.
+    """
+    doors = [Door(shard.connection, shard.keys) for shard in queue.shards]
+    found = [await _look(door, progress, moving=False) for door in doors]
+    if not all(one.clean for one in found):
+        await asyncio.sleep(patience)
+        found = [
+            one if one.clean else _found_twice(one, await _look(door, progress, moving=False))
+            for one, door in zip(found, doors, strict=True)
+        ]
+    ids = {name: sum(one.ids[name] for one in found) for name in found[0].ids}
+    checks = [_summed(of_shards) for of_shards in zip(*(one.checks for one in found), strict=True)]
+    return Verified(prefix=queue.keys.prefix, ids=ids, checks=checks)
+
+
+def _summed(checks: Sequence[Check]) -> Check:
+    return msgspec.structs.replace(
+        checks[0],
+        violations=sum(check.violations for check in checks),
+        examples=[example for check in checks for example in check.examples],
+    )
 
 
 async def look_twice(
@@ -105,7 +137,7 @@ async def _look(door: Door, progress: Progress, *, moving: bool) -> Verified:
             "lives", "all bodies last five minutes more", censuses, ("ends_soon",),
             "start workers", fatal=False,
         ),
-        await _keepers(door),
+        await holders(door),
     ]  # fmt: skip
     return Verified(prefix=door.keys.prefix, ids={census.queue: census.ids for census in censuses}, checks=checks)
 
@@ -135,7 +167,7 @@ async def _strays(door: Door) -> Census:
     return census
 
 
-async def _keepers(door: Door) -> Check:
+async def holders(door: Door) -> Check:
     """Whether somebody recovers what dead workers held."""
     lease = float((await door.meta()).get("lease_ms", 0)) / 1000
     holders = [consumer for consumer in await door.consumers() if consumer.pending and lease]

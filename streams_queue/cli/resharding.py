@@ -75,11 +75,13 @@ def _tell(found: ReshardPlan | Resharded) -> None:
         **{f"moved in {queue}": count for queue, count in found.moved.items()},
         "that an earlier run had left on their way": found.finished,
         "without a body, on P:lost now": found.expired,
+        "dropped, having met one with the same id": len(found.known),
     }
     for what, count in told.items():
         if count:
             say(f"  {count:,} {what}")
     for check in found.checks:
         if not check.holds:
-            say(f"  {'fault' if check.fatal else 'note'}: {check.what}; {check.violations:,} do not")
+            examples = f", as {', '.join(check.examples[:3])}" if check.examples else ""
+            say(f"  {'fault' if check.fatal else 'note'}: {check.what}; {check.violations:,} do not{examples}")
             say(f"    {check.remedy}")

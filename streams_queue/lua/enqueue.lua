@@ -181,11 +181,8 @@ local function keep_buckets(now)
   end
 end
 
-local wrong = wrong_type()
+local wrong = wrong_type() or outdated(ARGV[6])
 if wrong then return wrong end
-if number(agreed('shards_version'), 0) > number(ARGV[6], 0) then
-  return redis.error_reply('RESHARDED its number of shards is another by now')
-end
 
 -- The caller's WAIT looks at the last write of its connection, and a duplicate that cannot be counted would be none.
 if number(ARGV[3], 0) > 0 then call('HSET', META, 'replicas', ARGV[3]) end

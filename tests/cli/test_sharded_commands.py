@@ -168,3 +168,15 @@ async def test_the_doctor_looks_at_every_shard(run, queue, server, private, pref
     reached = [check["reason"] for check in found if check["check"] == "connection"]
     assert reached == [f"The server answers at {url}." for url in (server.url, other.url)]
     assert {check["queue"] for check in found if check["queue"]} == {f"{{{prefix}b:{n}}}" for n in range(3)}
+
+
+async def test_verify_looks_at_every_shard(run, queue, redis, prefix):
+    receipts = await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(30)])
+    found = run("verify", "--json").json
+    assert (found["prefix"], found["ids"]["main"], found["well"]) == (prefix, 30, True)
+    harmed = receipts[3].id
+    await redis.delete(queue.shards[queue.routing.holders(harmed)[0]].keys.message(harmed))
+    code, out, _ = run("verify")
+    assert code == 1
+    assert f"queue {prefix}: NOT clean; 30 in main" in out
+    assert f"fault: all ids have a body; 1 do not, as {harmed}" in out

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from helpers import LEASE, Handler, running, until, work, worker_of
-from streams_queue import ConfigurationError, MigrationError, QueueUnavailable, ShardedQueue
+from streams_queue import (
+    ConfigurationError,
+    Limits,
+    MigrationError,
+    QueueUnavailable,
+    Rate,
+    RateLimited,
+    Retry,
+    ShardedQueue,
+)
 from streams_queue.keys import registry_prefix
 from streams_queue_migrations import plan_reshard, reshard
 from streams_queue_migrations.resharding import Resharded
@@ -259,11 +268,98 @@ async def test_load_goes_on_and_nothing_is_lost_or_done_twice(server, private, p
     assert Counter(handler.ids) == Counter(sent)
 
 
+# ---- what the queue has agreed on
+
+
 async def test_limits_and_pauses_hold_for_new_shards(queue, server, prefix):
     await queue.pause()
+    await queue.set_limits(Limits(max_length=160, work=Rate(80, per=1.0)))
     await resharded(prefix, server.url, 8)
     await queue.look()
     assert all([(await shard.stats()).paused for shard in queue.shards])
+    assert [await shard.limits() for shard in queue.shards] == [Limits(max_length=20, work=Rate(10, per=1.0))] * 8
+
+
+async def test_shards_that_were_not_in_use_are_not_paused_for_ever(queue, server, prefix):
+    await queue.pause()
+    await resharded(prefix, server.url, 2)
+    await queue.resume()
+    await resharded(prefix, server.url, 4)
+    await queue.look()
+    assert not any([(await shard.stats()).paused for shard in queue.shards])
+
+
+async def test_killed_between_the_new_number_and_the_rest_a_paused_queue_is_paused(queue, server, prefix, monkeypatch):
+    await queue.pause()
+    await queue.set_limits(Limits(work=Rate(90, per=1.0)))
+    killed_at(1, monkeypatch)
+    async with sharded(prefix, server.url) as mover:
+        with pytest.raises(Killed):
+            await reshard(mover, 9, quiet)
+    await queue.look()
+    assert all([(await shard.stats()).paused for shard in queue.shards])
+    assert {(await shard.limits()).work for shard in queue.shards[4:]} == {Rate(10, per=1.0)}
+
+
+async def test_while_messages_are_moved_the_rate_of_work_is_that_of_the_whole(queue, server, prefix, monkeypatch):
+    await queue.set_limits(Limits(work=Rate(40, per=10.0)))
+    await queue.enqueue_many([{"user": n} for n in range(60)])
+    killed_at(5, monkeypatch)
+    async with sharded(prefix, server.url) as mover:
+        with pytest.raises(Killed):
+            await reshard(mover, 1, quiet)
+    await queue.look()
+    assert [(await shard.limits()).work for shard in queue.shards] == [Rate(10, per=10.0)] * 4
+    await resharded(prefix, server.url, 1)
+    await queue.look()
+    assert [(await shard.limits()).work for shard in queue.shards] == [Rate(40, per=10.0)]
+
+
+@pytest.mark.parametrize("call", ["pause", "set_limits"])
+async def test_who_has_not_heard_of_new_shards_reaches_them(server, prefix, monkeypatch, call):
+    monkeypatch.setattr("streams_queue.sharding.FOLLOWS", 1000.0)
+    async with sharded(prefix, server.url, shards=4) as late, sharded(prefix, server.url) as other:
+        await resharded(prefix, server.url, 8)
+        await (late.pause() if call == "pause" else late.set_limits(Limits(max_length=80)))
+        await other.look()
+        stats, limits = [[await getattr(shard, name)() for shard in other.shards] for name in ("stats", "limits")]
+        assert len(other.shards) == 8
+        assert all([found.paused for found in stats] if call == "pause" else [one.max_length == 10 for one in limits])
+
+
+async def test_keys_stay_paused_and_their_rates_spent(queue, server, prefix):
+    await queue.set_limits(Limits(key="user", work_per_key=Rate(1, per=100.0), accept_per_key=Rate(3, per=100.0)))
+    await queue.enqueue_many([{"user": n // 3} for n in range(60)])
+    begun: Counter[int] = Counter()
+
+    async def handle(message):
+        user = message.data["user"]
+        begun[user] += 1
+        if user < 10:
+            raise Retry(delay=100, key=str(user))
+
+    await work(queue, handle)
+    assert begun == dict.fromkeys(range(20), 1)
+    await resharded(prefix, server.url, 9)
+    await queue.look()
+    await work(queue, handle)
+    assert begun == dict.fromkeys(range(20), 1)
+    for shard in queue.shards:
+        await shard.set_limits(Limits(key="user", accept_per_key=Rate(3, per=100.0)))
+    await work(queue, handle)
+    assert [begun[user] for user in range(10)] == [1] * 10, "paused"
+    assert [begun[user] for user in range(10, 20)] == [3] * 10
+    for user in range(10):
+        with pytest.raises(RateLimited):
+            await queue.enqueue({"user": user})
+
+
+async def test_one_at_a_time_per_key_holds_afterwards(queue, server, prefix):
+    await work(queue, Handler().handle, one_at_a_time_per="user")
+    assert await queue.limits() == Limits(key="user", concurrency_per_key=1)
+    await resharded(prefix, server.url, 9)
+    await queue.look()
+    assert [await shard.limits() for shard in queue.shards] == [Limits(key="user", concurrency_per_key=1)] * 9
 
 
 # ---- refused
@@ -304,24 +400,27 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("place", range(12))
-async def test_killed_anywhere_it_is_finished_by_the_next(queue, server, prefix, redis, monkeypatch, place):
-    """In this process: what follows the place is not done, and its lock stays until it runs out."""
-    ids = [r.id for r in await queue.enqueue_many([{"user": n} for n in range(60)])]
-    ids += [r.id for r in await queue.enqueue_many([{"user": n} for n in range(20)], delay=1000)]
+def killed_at(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: what follows the place is not done, and its lock stays until it runs out. Once."""
     hits = 0
 
     def hit(name: str) -> None:
         nonlocal hits
         hits += name == "mid_reshard"
-        if hits == place + 1:
+        if name == "mid_reshard" and hits == place:
             raise Killed
 
     monkeypatch.setattr("streams_queue.failpoints.hit", hit)
+
+
+@pytest.mark.parametrize("place", range(12))
+async def test_killed_anywhere_it_is_finished_by_the_next(queue, server, prefix, redis, monkeypatch, place):
+    ids = [r.id for r in await queue.enqueue_many([{"user": n} for n in range(60)])]
+    ids += [r.id for r in await queue.enqueue_many([{"user": n} for n in range(20)], delay=1000)]
+    killed_at(place + 1, monkeypatch)
     async with sharded(prefix, server.url) as mover:
         with pytest.raises(Killed):
             await reshard(mover, 6, quiet)
-    monkeypatch.undo()
     await resharded(prefix, server.url, 6)
     await queue.look()
     found = await standing(redis, queue, 6)
@@ -335,15 +434,7 @@ async def test_killed_anywhere_it_is_finished_by_the_next(queue, server, prefix,
 async def test_killed_and_not_run_again_what_was_held_goes_on_where_it_is(queue, server, prefix, redis, monkeypatch):
     monkeypatch.setattr("streams_queue_migrations.shard_door.HOLD", 0.5)
     ids = [r.id for r in await queue.enqueue_many([{"user": n} for n in range(60)])]
-    hits = 0
-
-    def hit(name: str) -> None:
-        nonlocal hits
-        hits += name == "mid_reshard"
-        if hits == 4:  # a copy was written
-            raise Killed
-
-    monkeypatch.setattr("streams_queue.failpoints.hit", hit)
+    killed_at(4, monkeypatch)  # a copy was written
     async with sharded(prefix, server.url) as mover:
         with pytest.raises(Killed):
             await reshard(mover, 6, quiet)
@@ -386,3 +477,109 @@ async def test_one_that_stalled_and_wakes_discards_nothing_of_the_next(queue, se
         await step(first, held, name)
     assert [arrival async for arrival in there.arrivals()] == [Arrival(receipt.id, source, second)]
     assert await there.settle([receipt.id]) == ["entered"]
+
+
+async def test_one_that_stalled_for_long_moves_nothing_any_more(queue, server, prefix, redis, monkeypatch):
+    """The next finishes the move, and another one changes the number again, before the first goes on."""
+    await queue.enqueue_many([{"user": n} for n in range(60)])
+    stalled, go, leave = asyncio.Event(), asyncio.Event(), ShardDoor.leave
+
+    async def stall(door: ShardDoor, owner: str, ids: Any) -> Any:
+        if not stalled.is_set():
+            stalled.set()
+            await go.wait()
+        return await leave(door, owner, ids)
+
+    monkeypatch.setattr(ShardDoor, "leave", stall)
+    monkeypatch.setattr("streams_queue.sharding.FOLLOWS", 1000.0)
+    monkeypatch.setattr("streams_queue_migrations.resharding.LASTS", 1000.0)  # it renews nothing
+    async with sharded(prefix, server.url) as first:
+        moving = asyncio.create_task(reshard(first, 9, quiet))
+        await stalled.wait()
+        for count in (9, 2):
+            await redis.delete(f"{registry_prefix(prefix)}:resharder")
+            await resharded(prefix, server.url, count)
+        go.set()
+        with pytest.raises(MigrationError, match="was stopped for too long, and does nothing more"):
+            await moving
+    await queue.look()
+    assert {tuple(shards) for shards in (await standing(redis, queue, 9)).values()} == {(0,), (1,)}
+    await work(queue, Handler().handle)
+    assert await queue.length() == 0
+
+
+async def test_one_that_stalled_takes_nothing_out_of_the_hands_of_a_later_one(queue):
+    receipt = await queue.enqueue({"user": 1})
+    source = queue.routing.holders(receipt.id)[0]
+    here = ShardDoor(queue.shards[source].connection, queue.shards[source].keys)
+    (held,), _ = await here.leave(f"{MOVERS}2", [receipt.id])
+    assert held.id == receipt.id
+    assert await here.leave(f"{MOVERS}1", [receipt.id]) == ([], {receipt.id: "busy"})
+
+
+async def test_the_dead_are_named_while_what_they_held_is_waited_for(queue, server, prefix, redis, monkeypatch, caplog):
+    monkeypatch.setattr("streams_queue_migrations.resharding.TELLS", 0.5)
+    await queue.enqueue_many([{"user": n} for n in range(30)])
+    for shard in queue.shards:
+        await shard.transitions.join("a-dead-one", 0.1)
+        await shard.transitions.claim("a-dead-one", 100)
+    moving = asyncio.create_task(resharded(prefix, server.url, 9))
+    await until(lambda: "held by workers that give no sign of life: a-dead-one" in caplog.text)
+    async with running(worker_of(queue, Handler().handle, lease=0.1)):
+        await moving
+
+
+# ---- proved
+
+
+async def test_a_message_that_vanishes_on_its_way_is_a_fault(queue, server, prefix, raw, monkeypatch):
+    await queue.enqueue_many([{"user": n} for n in range(30)])
+    settle = ShardDoor.settle
+    vanished: list[str] = []
+
+    async def evict_first(door: ShardDoor, ids: Any) -> list[str]:
+        if not vanished:
+            vanished.append(ids[0])
+            await raw.delete(door.keys.arriving(ids[0]))
+        return await settle(door, ids)
+
+    monkeypatch.setattr(ShardDoor, "settle", evict_first)
+    async with sharded(prefix, server.url) as mover:
+        done = await reshard(mover, 9, quiet)
+        faults = {check.name: check.examples for check in done.checks if not check.holds}
+        assert (done.clean, faults) == (False, {"whole": vanished})
+        await queue.look()
+        assert (await queue.stats()).lost == 1
+        assert not queue.routing.moving, "what is lost holds up nothing"
+    await resharded(prefix, server.url, 4)
+
+
+async def test_messages_with_the_same_id_that_meet_are_named_and_hold_up_nothing(queue, server, prefix):
+    users = {queue.routing.home("mine", [b"user", str(n).encode()]): n for n in range(50)}
+    for user in users.values():
+        assert not (await queue.enqueue({"user": user}, id="mine")).duplicate
+    done = await resharded(prefix, server.url, 1)
+    assert done.known == ["mine"] * 3
+    assert {check.name for check in done.checks if not check.holds} == {"ids"}
+    await queue.look()
+    assert (await queue.length(), queue.routing.moving) == (1, False)
+    await resharded(prefix, server.url, 4)
+
+
+@pytest.mark.parametrize("harm", ["body", "entry", "two places"])
+async def test_what_is_not_as_it_must_be_is_a_fault(queue, server, prefix, redis, harm):
+    receipts = await queue.enqueue_many([{"user": n} for n in range(30)])
+    then = queue.routing._replace(shards=9)
+    harmed = next(r.id for r in receipts if then.home(r.id, []) == queue.routing.home(r.id, []))
+    keys = queue.shards[queue.routing.holders(harmed)[0]].keys
+    await resharded(prefix, server.url, 9)
+    match harm:
+        case "body":
+            await redis.delete(keys.message(harmed))
+        case "entry":
+            await redis.delete(keys.streams["n"])
+        case "two places":
+            await redis.zadd(keys.scheduled, {harmed: 1e10})
+    async with sharded(prefix, server.url) as mover:
+        done = await reshard(mover, 9, quiet)
+    assert not done.clean

@@ -1,7 +1,8 @@
 -- part: held by the mover -> gone from this shard, with a proof that it has left; nothing where it has changed since
 -- KEYS     house, then per message: message lock done moved
--- ARGV     owner proof_ttl, then per message: id digest
--- RETURNS  per message: "moved" | "changed" (and held no more) | "lost" (it is the mover's no more)
+-- ARGV     owner proof_ttl version, then per message: id digest
+-- RETURNS  per message: "moved" | "changed" (and held no more) | "lost" (it is the mover's no more);
+--          an error for all where the number of shards was changed again since
 --- include house
 --- include place
 --- include limits
@@ -9,7 +10,7 @@
 --- include ending
 local owner, proof_ttl = ARGV[1], ARGV[2]
 
-local wrong = wrong_type()
+local wrong = wrong_type() or outdated(ARGV[3])
 if wrong then return wrong end
 
 local function part(id, digest)
@@ -30,5 +31,5 @@ local function part(id, digest)
 end
 
 local answers = {}
-for a = 3, #ARGV, 2 do answers[#answers + 1] = part(ARGV[a], ARGV[a + 1]) end
+for a = 4, #ARGV, 2 do answers[#answers + 1] = part(ARGV[a], ARGV[a + 1]) end
 return finish(answers)

@@ -39,6 +39,13 @@ local function agreed(name)
   return agreement[name]
 end
 
+-- The error for who goes by an older number of shards than this one does; nothing for all others.
+local function outdated(version)
+  if number(agreed('shards_version'), 0) > number(version, 0) then
+    return redis.error_reply('RESHARDED its number of shards is another by now')
+  end
+end
+
 -- What XINFO answers, names and values one after the other, as tables.
 local function info_about(kind, stream, ...)
   local rows = try('XINFO', kind, stream, ...)
