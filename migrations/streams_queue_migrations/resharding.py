@@ -13,11 +13,11 @@ import msgspec
 
 from streams_queue import failpoints
 from streams_queue.codec import field_of
+from streams_queue.door import Resharded as Superseded
 from streams_queue.errors import ConfigurationError, InvalidMessage, MigrationError, StreamsQueueError
 from streams_queue.routing import MOST_SHARDS
 from streams_queue.sharding import ShardedQueue
 from streams_queue.shards import Routing, part_of
-from streams_queue.transitions import Resharded as Superseded
 from streams_queue_migrations.door import START
 from streams_queue_migrations.model import QUEUES, Check, Progress
 from streams_queue_migrations.shard_door import MOVERS, Arrival, Held, RegistryDoor, Row, ShardDoor
@@ -266,7 +266,7 @@ class _Move:
         left, ids = 0, list(ids)
         while ids:
             held, others = await self._doors[source].leave(self._owner, ids)
-            self._expired += [*others.values()].count("expired")
+            self._expired += sum(state == "expired" for state in others.values())
             left += sum(state == "busy" for state in others.values())
             if held:
                 left += await self._carry(source, target, held)
