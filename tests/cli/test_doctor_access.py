@@ -16,18 +16,37 @@ import redis
 import servers
 import streams_queue
 from cli.conftest import Run
-from helpers import until, worker_of
-from streams_queue import ConfigurationError, HandlerFailed, Queue, QueueUnavailable, Reject
+from helpers import until, work, worker_of
+from streams_queue import (
+    ConfigurationError,
+    HandlerFailed,
+    Limits,
+    Queue,
+    QueueUnavailable,
+    Reject,
+    ShardedQueue,
+)
 from streams_queue.cli.doctor.access import look_at_access
 from streams_queue.cli.doctor.check import Check
-from streams_queue.cli.doctor.roles import _BESIDE, _TO_CONNECT, ALL_SCRIPTS, PASSWORD, READS, Role, commands_of, rule
+from streams_queue.cli.doctor.roles import (
+    _BESIDE,
+    _TO_CONNECT,
+    ALL_SCRIPTS,
+    PASSWORD,
+    READS,
+    Role,
+    commands_of,
+    of_shards,
+    rule,
+)
 from streams_queue.connection import Connection
 from streams_queue.dashboard import reading
 from streams_queue.letters import Wanted
+from streams_queue.named import NamedQueue
 from streams_queue.settings import Settings
 from streams_queue.story import story_of
 from streams_queue.transitions import Transitions
-from streams_queue_migrations import apply, roll_back, verify
+from streams_queue_migrations import apply, reshard, roll_back, verify
 from streams_queue_migrations.door import Door
 
 KINDS = [name for name in servers.NAMES if name != "testcontainers"]
@@ -317,6 +336,77 @@ async def test_a_viewer(server):
     await others_are_out_of_reach(url)
 
 
+# ---- with shards
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_of_a_queue_with_shards(server, role):
+    """Any number of them, and what they have in common; another queue's shards are out of reach."""
+    async with ShardedQueue("other", shards=2, url=server.url) as other:
+        await other.enqueue({"user_id": "u1"}, id="o1")
+    async with ShardedQueue("q", shards=12, url=server.url) as queue:
+        receipts = await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(30)])
+        await queue.set_limits(Limits(max_length=1000))
+
+        async def refuse(message):
+            raise Reject("no")
+
+        for shard in queue.shards[:2]:
+            await work(shard, refuse)
+    url = let_in(server, role, *of_shards("q"))
+    async with NamedQueue("q", url=url) as queue:
+        assert len(queue.shards) == 12
+        await _ROLES_WITH_SHARDS[role](queue, receipts[-1].id, url)
+        assert denials(server) - {"config"} == set()
+        for shard in queue.shards:
+            assert (await look_at_access(shard.connection, shard.keys.prefix, role))[0].verdict == "ok"
+    if role is Role.VIEWER:
+        async with NamedQueue("q", url=url) as queue:
+            await denied(queue.pause, lambda: queue.set_limits(Limits()))
+    with pytest.raises(ConfigurationError, match=r"(?i)perm"):
+        async with ShardedQueue("other", shards=2, url=url):
+            pass
+
+
+async def _produce(queue: Any, id: str, url: str) -> None:
+    async with ShardedQueue("q", shards=12, url=url) as sharded:
+        receipt = await sharded.enqueue({"user_id": "u1"}, id="own")
+        assert await sharded.position(receipt.id) and await sharded.position(id)
+        assert await sharded.set_priority("own", "high") and await sharded.remove("own")
+
+
+async def _work(queue: Any, id: str, url: str) -> None:
+    async def handle(message):
+        return 1
+
+    async with ShardedQueue("q", shards=None, url=url) as sharded:
+        await work(sharded, handle)
+        await sharded.open()
+        assert (await sharded.stats()).main == 0
+        assert await sharded.result(id) == 1
+
+
+async def _maintain(queue: Any, id: str, url: str) -> None:
+    await queue.pause()
+    await queue.set_limits(Limits(max_length=500))
+    await queue.dead_letters.requeue((await queue.dead_letters.list())[0].id)
+    assert (await reshard(queue, 13, lambda *_: None)).clean
+    await queue.resume()
+
+
+async def _look(queue: Any, id: str, url: str) -> None:
+    assert (await queue.stats()).dead and await queue.dead_letters.list()
+    assert (await queue.limits()).max_length == 1000
+    assert await story_of(queue, id)
+    await reading.line(queue, None, 10)
+    assert await reading.waiting_keys(queue) == (0, [])
+
+
+_ROLES_WITH_SHARDS = {
+    Role.PRODUCER: _produce, Role.WORKER: _work, Role.MAINTAINER: _maintain, Role.VIEWER: _look,
+}  # fmt: skip
+
+
 def _picture(client: Any) -> dict[str, bytes]:
     return {key: client.dump(key) if client.type(key) != "stream" else client.xlen(key) for key in client.keys("*")}
 
@@ -374,6 +464,12 @@ def test_the_line_can_be_pasted(run: Run, private):
     json.dumps(document)
 
 
+def test_the_line_of_a_queue_with_shards(run: Run, private):
+    answer = run("doctor", "--acl", "worker", "--user", "chat", "--prefix", "chat", "--sharded", "--json")
+    assert answer.json["command"] == rule(Role.WORKER, "chat", ["{chat}", "{chat:[0-9]*}"])
+    assert "'~{chat:[0-9]*}:*'" in run("doctor", "--acl", "worker", "--user", "c", "--prefix", "chat", "--sharded").out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -382,6 +478,8 @@ def test_the_line_can_be_pasted(run: Run, private):
         ["--acl", "worker", "--user", "u", "--prefix", "q*"],
         ["--acl", "boss", "--user", "u"],
         ["--user", "u"],
+        ["--sharded", "--prefix", "q"],
+        ["--acl", "worker", "--user", "u", "--sharded", "--prefix", "{q}"],
     ],
 )
 def test_misuse(run: Run, arguments):

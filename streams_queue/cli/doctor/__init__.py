@@ -15,6 +15,7 @@ Examples:
   streams-queue doctor --prefix orders --prefix emails
   streams-queue doctor --prefix orders --role worker --json
   streams-queue doctor --acl worker --user orders --prefix orders
+  streams-queue doctor --acl worker --user chat --prefix chat --sharded
 
 \b
 Without a prefix it looks at the server alone. It changes nothing: what it
@@ -50,15 +51,18 @@ def doctor(
         Role | None, typer.Option("--acl", help="Look at nothing: print the rights that this role needs.")
     ] = None,
     user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="With --acl: the user's name.")] = None,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="With --acl: the queues have shards; rights to any number of them.")
+    ] = False,
 ) -> None:
     """Say what is wrong with a server and its queues, and what mends it."""
     # What only this command needs takes a while to import.
     from streams_queue.cli.doctor import command  # noqa: PLC0415
 
     prefixes = list(dict.fromkeys(prefix or ()))
-    if user is not None and acl is None:
-        fail("--user goes with --acl")
+    if (user is not None or sharded) and acl is None:
+        fail(f"{'--user' if user is not None else '--sharded'} goes with --acl")
     if acl is not None:
-        command.print_rule(acl, user, prefixes, url, as_json=as_json)
+        command.print_rule(acl, user, prefixes, url, sharded=sharded, as_json=as_json)
     else:
         command.run(prefixes, url, role, as_json=as_json)

@@ -14,13 +14,14 @@ from streams_queue.cli.doctor.roles import READS, SCRIPTS_OF, Role, commands_of
 from streams_queue.connection import Connection
 from streams_queue.door import NotJoined
 from streams_queue.errors import ConfigurationError
-from streams_queue.keys import Keys
+from streams_queue.keys import Keys, name_of_sharded
 from streams_queue.limits import Limits
 from streams_queue.model import Lease
 from streams_queue.scripts import Script
 from streams_queue.translation import translated
-from streams_queue_migrations import door
+from streams_queue_migrations import door, shard_door
 from streams_queue_migrations.door import NO_ENTRIES, START, Door
+from streams_queue_migrations.shard_door import MOVERS, Arrival, Held, ShardDoor
 
 _CONSUMER = "doctor"
 _IDS = ("taken", "finished", "retried", "dead", "released")
@@ -110,9 +111,10 @@ class _Trial:
     async def clear(self) -> None:
         """Leave nothing behind."""
         if self._may_write:
-            keys, of_ids = self._keys, (self._keys.message, self._keys.lock, self._keys.done)
+            keys = self._keys
+            of_ids = (keys.message, keys.lock, keys.done, keys.arriving, keys.moved)
             await self._door.command(
-                "DEL", *keys.house, keys.maintainer, keys.user("x"), keys.slot("x"), keys.message(""),
+                "DEL", *keys.house, keys.maintainer, keys.registry, keys.user("x"), keys.slot("x"), keys.message(""),
                 *(key(id) for id in (*_IDS, "x") for key in of_ids),
             )  # fmt: skip
 
@@ -215,6 +217,7 @@ class _Trial:
         yield names.PARKED, lambda: at.parked(1)
         yield names.AMEND, lambda: at.amend("dead", 0.0, [b"x", b"x"], [])
         yield from self._moves()
+        yield from self._reshards()
         yield names.REMOVE, lambda: at.remove(_IDS)
         yield names.PRUNE, lambda: at.prune(_CONSUMER, 0.0)
         # Its method goes on to read the names of all keys of the database.
@@ -235,6 +238,18 @@ class _Trial:
         yield door.TIDY, lambda: at.tidy("n", "-")
         yield door.CONCLUDE, lambda: at.conclude(b"{}")
         yield door.STRIP, lambda: at.strip("main", START)
+
+    def _reshards(self) -> Iterator[tuple[Script, Callable[[], Awaitable[Any]]]]:
+        """Those that change the number of shards."""
+        at, owner = ShardDoor(self._connection, self._keys), f"{MOVERS}{_CONSUMER}"
+        held = [Held("x", "main", "1", -1, -2, "", "", [b"timestamp", b"1", b"_sq_entry", b"n"])]
+        yield shard_door.TURN, lambda: at._run(shard_door.TURN, (1, 0, ""), (), [self._keys.registry], house=False)
+        yield shard_door.FENCE, at.fence
+        yield shard_door.ROLL, lambda: at.roll("main", START, "user_id")
+        yield shard_door.LEAVE, lambda: at.leave(owner, ["x"])
+        yield shard_door.ARRIVE, lambda: at.arrive(owner, 0, self._keys, held)
+        yield shard_door.PART, lambda: at.part(owner, held)
+        yield shard_door.SETTLE, lambda: at.discard([Arrival("x", 0, owner)])
 
 
 def _named(refusal: str, words: list[str], keys: Keys) -> str:
@@ -294,4 +309,6 @@ def _allowing(user: str, missing: list[str]) -> str:
 
 
 def _printing(role: Role, user: str, prefix: str) -> str:
-    return shlex.join(["streams-queue", "doctor", "--acl", role, "--user", user, "--prefix", prefix])
+    name = name_of_sharded(prefix)
+    queue = ["--prefix", prefix] if name is None else ["--prefix", name, "--sharded"]
+    return shlex.join(["streams-queue", "doctor", "--acl", role, "--user", user, *queue])

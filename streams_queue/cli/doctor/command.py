@@ -17,7 +17,7 @@ from streams_queue.cli.doctor import queue as in_queue
 from streams_queue.cli.doctor import server as on_server
 from streams_queue.cli.doctor.access import look_at_access
 from streams_queue.cli.doctor.check import Check, Verdict
-from streams_queue.cli.doctor.roles import PASSWORD, Role, rule
+from streams_queue.cli.doctor.roles import PASSWORD, Role, of_shards, rule
 from streams_queue.cli.options import refuse_private
 from streams_queue.cli.output import Listing, console, print_json, remark, say
 from streams_queue.cli.terminal import FAILED, MISUSED, LogLevel, code_of, fail, fail_by, log_to_stderr
@@ -211,7 +211,9 @@ class _Report:
         console().print(table)
 
 
-def print_rule(role: Role, user: str | None, prefixes: Sequence[str], url: str | None, *, as_json: bool) -> None:
+def print_rule(
+    role: Role, user: str | None, prefixes: Sequence[str], url: str | None, *, sharded: bool, as_json: bool
+) -> None:
     """Print the command that makes such a user."""
     if not user or any(char.isspace() or not char.isprintable() for char in user):
         fail("whose rights? Name the user without blanks, as in --user orders", MISUSED)
@@ -219,7 +221,10 @@ def print_rule(role: Role, user: str | None, prefixes: Sequence[str], url: str |
         fail("rights to which queue? Name it, as in --prefix orders", MISUSED)
     try:
         settings = Settings.resolve(url)
-        names = [Keys(settings.prefix(name)).prefix for name in prefixes]
+        if sharded:
+            names = [pattern for name in prefixes for pattern in of_shards(_name_of_sharded(name))]
+        else:
+            names = [Keys(settings.prefix(name)).prefix for name in prefixes]
         words = rule(role, user, names, on_cluster=settings.address.kind == "cluster")
     except ConfigurationError as error:
         fail_by(error)
@@ -229,3 +234,9 @@ def print_rule(role: Role, user: str | None, prefixes: Sequence[str], url: str |
         return
     say(shlex.join(words))
     remark(f"write >PASSWORD in quotes for {PASSWORD}, or # and the password's SHA-256; as it stands it is refused")
+
+
+def _name_of_sharded(name: str) -> str:
+    if "{" in name or "}" in name:
+        raise ConfigurationError(f"{name!r} has braces: with --sharded name the whole queue, as in --prefix chat")
+    return Keys(name).prefix

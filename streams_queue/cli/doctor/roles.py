@@ -5,8 +5,9 @@ from enum import StrEnum
 
 from streams_queue import scripts
 from streams_queue.cli.doctor.commands import commands_in
+from streams_queue.keys import registry_prefix
 from streams_queue.scripts import SCRIPTS, Script
-from streams_queue_migrations import door
+from streams_queue_migrations import door, shard_door
 
 
 class Role(StrEnum):
@@ -29,7 +30,7 @@ READS = frozenset({
 })  # fmt: skip
 """Commands that write nothing. A script with another one is not for viewers."""
 
-ALL_SCRIPTS = (*SCRIPTS, *door.SCRIPTS)
+ALL_SCRIPTS = (*SCRIPTS, *door.SCRIPTS, *shard_door.SCRIPTS)
 _LOOKS = tuple(script for script in ALL_SCRIPTS if commands_in(script) <= READS)
 _OF_PEOPLE = frozenset({
     scripts.EXAMINE, scripts.PAGE, scripts.REQUEUE, scripts.AMEND, scripts.OF_USER, scripts.WORKERS, scripts.PARKED,
@@ -43,7 +44,7 @@ SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
     Role.WORKER: tuple(script for script in SCRIPTS if script not in _OF_PEOPLE),
     Role.MAINTAINER: (
         *_LOOKS, scripts.ENQUEUE, scripts.UPDATE, scripts.REMOVE, scripts.REQUEUE, scripts.AMEND,
-        scripts.PRIORITISE, scripts.LIMIT, *door.SCRIPTS,
+        scripts.PRIORITISE, scripts.LIMIT, scripts.LOCK, scripts.UNLOCK, *door.SCRIPTS, *shard_door.SCRIPTS,
     ),
     Role.VIEWER: _LOOKS,
 }  # fmt: skip
@@ -68,6 +69,11 @@ def commands_of(role: Role, *, on_cluster: bool = False) -> frozenset[str]:
     """The commands that the role cannot do without."""
     nodes = _TO_FIND_NODES if on_cluster else frozenset[str]()
     return _TO_CONNECT.union(nodes, _BESIDE[role], *(commands_in(script) for script in SCRIPTS_OF[role]))
+
+
+def of_shards(name: str) -> list[str]:
+    """What prefixes of a sharded queue look like to a server: of what its shards have in common, and of any shard."""
+    return [registry_prefix(name), f"{{{name}:[0-9]*}}"]
 
 
 def rule(role: Role, user: str, prefixes: Sequence[str], *, on_cluster: bool = False) -> list[str]:
