@@ -23,6 +23,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from redis.exceptions import ResponseError
 
 import servers
+import setups
 from chaos.edits import DESTRUCTIVE, HARMLESS, Edited, claim_elsewhere, odd_fields
 from streams_queue import settings as server_settings
 from streams_queue.connection import Connection
@@ -113,7 +114,8 @@ class Machine(RuleBasedStateMachine):
         """Somebody edited something."""
         self.phantoms = False
         """Entries are left in the streams whose messages are gone."""
-        self.prefix = f"machine{next(self._prefixes)}"
+        home = setups.HOME if isinstance(self.server, setups.Cluster) else ""
+        self.prefix = f"{home}machine{next(self._prefixes)}"
         self.queue = self.do(self._open())
 
     def do(self, coroutine: Coroutine[Any, Any, Answer]) -> Answer:

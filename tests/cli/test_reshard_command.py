@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import setups
 from cli.conftest import PROGRAM
 from helpers import until
 from streams_queue import ShardedQueue
@@ -25,6 +27,8 @@ from streams_queue.settings import Settings
 from streams_queue_migrations.shard_door import RegistryDoor, ShardDoor
 
 PROCESS = Path(__file__).parents[1] / "processes" / "sharded.py"
+KILLS = 8
+"""That meet a change on its way."""
 
 
 @pytest.fixture
@@ -161,6 +165,7 @@ class Load:
 
     def __init__(self, urls: str, prefix: str, ledger: Path) -> None:
         self.ledger = ledger
+        self.urls = urls.split()
         self._arguments = [urls, prefix, str(ledger)]
         self._environment = os.environ | {"STREAMS_QUEUE_URL": urls, "STREAMS_QUEUE_PREFIX": prefix}
         self._stack = contextlib.ExitStack()
@@ -174,12 +179,16 @@ class Load:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         return process
 
-    async def reshard(self, count: int, dies: float = 0.0) -> tuple[int, Any]:
-        """The exit code and the report of the command, which dies with this probability at each of its steps."""
-        process = await asyncio.create_subprocess_exec(
+    async def begin(self, count: int, dies: float = 0.0) -> asyncio.subprocess.Process:
+        """The command, which dies with this probability at each of its steps."""
+        return await asyncio.create_subprocess_exec(
             *PROGRAM, "reshard", "--shards", str(count), "--json", stdout=subprocess.PIPE,
             env=self._environment | ({VARIABLE: f"mid_reshard:kill@{dies}"} if dies else {}),
         )  # fmt: skip
+
+    async def reshard(self, count: int, dies: float = 0.0) -> tuple[int, Any]:
+        """The command's exit code and report."""
+        process = await self.begin(count, dies)
         out, _ = await asyncio.wait_for(process.communicate(), 30)
         assert process.returncode is not None
         return process.returncode, json.loads(out) if out else None
@@ -199,37 +208,83 @@ def load(private, prefix, tmp_path) -> Iterator[Load]:
     load.end()
 
 
+@contextlib.asynccontextmanager
+async def at_work(load: Load, queue: ShardedQueue[Any], after: int) -> AsyncIterator[None]:
+    """Two producers and two workers, meanwhile; at the end the number of shards is changed by an undisturbed command,
+    and each message was begun once, or stands where it belongs.
+    """
+    producers = [load.start("producer") for _ in range(2)]
+    workers = [load.start("worker") for _ in range(2)]
+    await until(lambda: len(load.noted("start")) > 100)
+    yield
+    code, report = await load.reshard(after)
+    assert (code, report["well"]) == (0, True), report
+    for process in producers:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    sent = [id for id, _ in load.noted("sent")]
+    await until(lambda: len(load.noted("start")) >= len(sent), 20, "all sent were begun")
+    await until(lambda: is_empty(queue), what="nothing at work")
+    for process in workers:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    later = dict(load.noted("later"))
+    assert Counter(id for (id,) in load.noted("start")) == Counter(sent)
+    await are_at_home(queue, later, after)
+    stats = await queue.stats()
+    assert (stats.retry, stats.dead, stats.lost, stats.scheduled) == (0, 0, 0, len(later))
+
+
 @pytest.mark.parametrize(("before", "after"), [(3, 5), (5, 2)])
 async def test_killed_under_load_and_run_again(load, prefix, before, after):
-    urls = load._arguments[0].split()
-    async with ShardedQueue(prefix, shards=before, key="user", url=urls) as queue:
-        producers = [load.start("producer") for _ in range(2)]
-        workers = [load.start("worker") for _ in range(2)]
-        await until(lambda: len(load.noted("start")) > 100)
+    async with ShardedQueue(prefix, shards=before, key="user", url=load.urls) as queue, at_work(load, queue, after):
         codes = []
         for dies in (1.0, 0.3, 0.15, 0.1):
             codes.append((await load.reshard(after, dies))[0])
             if len(codes) > 1:  # after the first, its lock is waited for
-                registry = RegistryDoor(queue.connection, prefix)
-                await registry.command("DEL", registry.keys.resharder)
-        code, report = await load.reshard(after)
-        assert (code, report["well"]) == (0, True), report
+                await unlocked(queue)
         assert set(codes) <= {-signal.SIGKILL, 0}
         assert codes.count(-signal.SIGKILL) >= 2, codes
-        for process in producers:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
-        sent = [id for id, _ in load.noted("sent")]
-        await until(lambda: len(load.noted("start")) >= len(sent), 20, "all sent were begun")
-        await until(lambda: is_empty(queue), what="nothing at work")
-        for process in workers:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
-        later = dict(load.noted("later"))
-        assert Counter(id for (id,) in load.noted("start")) == Counter(sent)
-        await are_at_home(queue, later, after)
-        stats = await queue.stats()
-        assert (stats.retry, stats.dead, stats.lost, stats.scheduled) == (0, 0, 0, len(later))
+
+
+@pytest.fixture
+def cluster_load(tmp_path, prefix) -> Iterator[Load]:
+    cluster = setups.Cluster(tmp_path / "cluster", replicas=(0, 0, 0))
+    load = Load(cluster.url, prefix, tmp_path / "ledger")
+    yield load
+    load.end()
+    cluster.stop()
+
+
+async def test_killed_at_any_moment_on_a_cluster(cluster_load, prefix):
+    """By a signal from outside, wherever it is, to more shards and to fewer: each may be on another node, and so may
+    the registry.
+    """
+    load, few, many = cluster_load, 3, 8
+    goal, kills = many, Counter[bool]()
+    async with ShardedQueue(prefix, shards=few, key="user", url=load.urls) as queue, at_work(load, queue, few):
+        registry = RegistryDoor(queue.connection, prefix)
+        while kills[True] < KILLS:
+            command = await load.begin(goal)
+            await until(lambda: registry.command("EXISTS", registry.keys.resharder), what="the command at work")
+            await asyncio.sleep(random.uniform(0, 0.5))  # the fault's own moment
+            with contextlib.suppress(ProcessLookupError):
+                command.kill()
+            await command.communicate()
+            await unlocked(queue)
+            count, moving = await registry.command("HMGET", registry.keys.registry, "count", "moving")
+            kills[moving == b"1"] += 1
+            if (int(count), moving) == (goal, None):
+                goal = few if goal == many else many
+        if goal == many:
+            assert (await load.reshard(many))[0] == 0
+    print(f"{kills[True]} of {kills.total()} kills met it on its way")
+
+
+async def unlocked(queue: ShardedQueue[Any]) -> None:
+    """The lock of a resharder that was killed is not waited for."""
+    registry = RegistryDoor(queue.connection, queue.keys.prefix)
+    await registry.command("DEL", registry.keys.resharder)
 
 
 async def is_empty(queue: ShardedQueue[Any]) -> bool:
