@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Coroutine
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
@@ -19,13 +20,14 @@ from typing import Any, ClassVar, TypeVar
 from hypothesis import HealthCheck, note
 from hypothesis import settings as Settings  # noqa: N812  (a class)
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 from redis.exceptions import ResponseError
 
 import servers
 import setups
 from chaos.edits import DESTRUCTIVE, HARMLESS, Edited, claim_elsewhere, odd_fields
 from streams_queue import settings as server_settings
+from streams_queue.answers import Claimed, Refused
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys
 from streams_queue.limits import LOW_SHARE, NORMAL_SHARE
@@ -42,8 +44,6 @@ LATER = 1000.0
 WORKERS = ("w1", "w2")
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 SLOT = 1_000_000
-SHARES: dict[Priority, int] = {"normal": round(NORMAL_SHARE * SLOT), "low": round(LOW_SHARE * SLOT)}
-"""In millionths of a slot, as credits are kept."""
 
 
 class Place(StrEnum):
@@ -57,15 +57,25 @@ class Place(StrEnum):
 
 FINAL = (Place.DEAD, Place.GONE)
 
+COUNTERS = (
+    "total_messages", "duplicate_messages", "completed_messages", "retry_count", "dlq_messages", "removed_messages",
+    "requeued_messages", "recovered_messages",
+)  # fmt: skip
+
 
 class Model:
     """One message."""
 
-    def __init__(self, id: str, priority: Priority, place: Place, slot: str | None) -> None:
+    def __init__(
+        self, id: str, priority: Priority, place: Place, slot: str | None = None, fields: dict[str, Any] | None = None
+    ) -> None:
         self.id = id
         self.priority = priority
         self.place = place
         self.slot = slot
+        self.fields = fields or {}
+        self.unseen = False
+        """An old producer wrote it, and `reconcile` has not met it yet: it has no entry."""
         self.turn: int | None = None
         """Its place among those that never were delivered; None once it was."""
         self.lease: Lease | None = None
@@ -101,6 +111,7 @@ class Machine(RuleBasedStateMachine):
     examples: ClassVar[int] = 0
     enqueued: ClassVar[int] = 0
 
+    counters: ClassVar[tuple[str, ...]] = COUNTERS
     messages = Bundle("messages")
 
     def __init__(self) -> None:
@@ -110,6 +121,11 @@ class Machine(RuleBasedStateMachine):
         self.known: dict[str, Model] = {}
         self.lost: list[tuple[str, Lease]] = []
         self.turns = itertools.count()
+        self.counted: Counter[str] = Counter()
+        self.touched = False
+        """A body ran out, or somebody edited something: who knows what was counted."""
+        self.outsiders = True
+        """There are programs that edit the queue's keys."""
         self.edited = False
         """Somebody edited something."""
         self.phantoms = False
@@ -152,6 +168,11 @@ class Machine(RuleBasedStateMachine):
         return [message for message in self.known.values() if not message.wild and message.place in places]
 
     @property
+    def shares(self) -> dict[Priority, int]:
+        """In millionths of a slot, as credits are kept."""
+        return {"normal": round(NORMAL_SHARE * SLOT), "low": round(LOW_SHARE * SLOT)}
+
+    @property
     def is_wild(self) -> bool:
         return any(message.wild for message in self.known.values())
 
@@ -167,7 +188,9 @@ class Machine(RuleBasedStateMachine):
         self.lost.append((message.holder, message.lease))
         message.crashes += 1
         message.suspect |= message.crashes >= MAX_DELIVERIES - 1
-        message.leaves_its_worker(Place.DEAD if message.crashes >= MAX_DELIVERIES else Place.QUEUED)
+        is_dead = message.crashes >= MAX_DELIVERIES
+        message.leaves_its_worker(Place.DEAD if is_dead else Place.QUEUED)
+        self.counted["dlq_messages" if is_dead else "recovered_messages"] += 1
 
     # ---- steps
 
@@ -177,24 +200,42 @@ class Machine(RuleBasedStateMachine):
         delayed=st.booleans(),
         slot=st.sampled_from([None, None, "k1", "k2"]),
     )
-    def enqueue(self, priority: Priority, delayed: bool, slot: str | None) -> str:
+    def enqueue(self, priority: Priority, delayed: bool, slot: str | None) -> Any:
+        return self.offer(priority, slot, {}, delay=LATER if delayed else 0.0)
+
+    def offer(self, priority: Priority, slot: str | None, fields: dict[str, Any], *, delay: float) -> Any:
+        """The id of the message that is in the queue now, if one is."""
         id = f"m{len(self.known)}"
+        refusal = self.refusal(fields)
         holder = self.holder_of(slot) if slot else None
         # One that was taken out of the line by hand keeps its slot as long as its body is there.
         wild_slot = slot is not None and any(m.wild or m.destroyed for m in self.known.values() if m.slot == slot)
-        options: dict[str, Any] = {"priority": priority, "delay": LATER if delayed else 0.0, "unique": slot}
-        (answer,) = self.do(self.queue.enqueue(id, **options))
+        (answer,) = self.do(self.queue.offer(id, priority=priority, delay=delay, unique=slot, **fields))
+        if isinstance(answer, Refused):
+            assert (wild_slot or not holder) and answer.limit == refusal, answer
+            self.counted[f"refused_{refusal}"] += 1
+            return multiple()
+        self.counted["duplicate_messages" if answer.duplicate else "total_messages"] += 1
         if wild_slot and answer.duplicate:
             return answer.id
         assert wild_slot or answer.duplicate == (holder is not None), answer
         if answer.duplicate and holder is not None:
             assert (answer.id, answer.status) == (holder.id, holder.place.value)
             return holder.id
-        message = self.known[id] = Model(id, priority, Place.SCHEDULED if delayed else Place.QUEUED, slot)
-        assert answer.status == message.place.value
-        if not delayed:
-            message.turn = next(self.turns)
+        assert refusal is None, f"{refusal} should have refused it"
+        place = Place.SCHEDULED if delay else Place.QUEUED
+        assert answer.status == place.value
+        self.accept(Model(id, priority, place, slot, fields))
         return id
+
+    def accept(self, message: Model) -> None:
+        self.known[message.id] = message
+        if message.place is Place.QUEUED:
+            message.turn = next(self.turns)
+
+    def refusal(self, fields: dict[str, Any]) -> str | None:
+        """The name of the limit that has to refuse a new message."""
+        return None
 
     @rule(id=messages)
     def enqueue_again(self, id: str) -> None:
@@ -202,6 +243,7 @@ class Machine(RuleBasedStateMachine):
         if message.wild or (message.place is Place.GONE and message.destroyed):
             return
         (answer,) = self.do(self.queue.enqueue(id))
+        self.counted["duplicate_messages"] += 1
         assert (answer.id, answer.duplicate) == (id, True)
         assert answer.status == (message.end if message.place is Place.GONE else message.place.value)
 
@@ -212,10 +254,17 @@ class Machine(RuleBasedStateMachine):
         ids = [delivery.lease.id for delivery in claimed.deliveries]
         assert len(set(ids)) == len(ids), ids
         note(f"{ids}")
+        if self.knows_the_order():
+            assert ids == self._chosen(count, alone, ids, credits)
+        self.works_on(claimed, worker, alone=alone)
+
+    def knows_the_order(self) -> bool:
+        return not (self.is_wild or self.phantoms or any(m.healed for m in self.tame(Place.QUEUED)))
+
+    def works_on(self, claimed: Claimed, worker: str, *, alone: bool) -> None:
+        ids = [delivery.lease.id for delivery in claimed.deliveries]
         suspects = [id for id in ids if self.known[id].suspect and not self.known[id].wild]
         assert not suspects or (alone and len(ids) == 1), f"{suspects} is not to run beside others"
-        if not (self.is_wild or self.phantoms or any(m.healed for m in self.tame(Place.QUEUED))):
-            assert ids == self._chosen(count, alone, ids, credits)
         for delivery in claimed.deliveries:
             assert "timestamp" in delivery.fields, "an empty body"
             message = self.known[delivery.lease.id]
@@ -245,7 +294,7 @@ class Machine(RuleBasedStateMachine):
             return count - sum(map(len, chosen.values()))
 
         for priority in [*lines][:0:-1]:
-            take(priority, min(free(), max(0, (credits[priority] + SHARES[priority] * count) // SLOT)))
+            take(priority, min(free(), max(0, (credits[priority] + self.shares[priority] * count) // SLOT)))
         for priority in lines:
             take(priority, free())
         return [*itertools.chain.from_iterable(chosen.values())]
@@ -272,16 +321,19 @@ class Machine(RuleBasedStateMachine):
                 assert self.do(self.queue.complete(lease, holder)) == "completed"
                 message.leaves_its_worker(Place.GONE)
                 message.end = "completed"
+                self.counted["completed_messages"] += 1
                 assert self.do(self.queue.complete(lease, holder)) == "completed", "sent again, it answers the same"
             case "retry":
                 message.retries += 1
                 place = Place.RETRY if message.retries <= MAX_RETRIES else Place.DEAD
                 answer = self.do(self.queue.retry(lease, holder, delay=LATER, max_retries=MAX_RETRIES))
                 assert answer == place.value
+                self.counted["retry_count" if place is Place.RETRY else "dlq_messages"] += 1
                 message.leaves_its_worker(place)
                 assert self.do(self.queue.retry(lease, holder, delay=LATER, max_retries=MAX_RETRIES)) == answer
             case "dead_letter":
                 assert self.do(self.queue.dead_letter(lease, holder)) == "error"
+                self.counted["dlq_messages"] += 1
                 message.leaves_its_worker(Place.DEAD)
             case "release":
                 assert self.do(self.queue.release(lease, holder)) == "queued"
@@ -339,6 +391,7 @@ class Machine(RuleBasedStateMachine):
         if removed:
             message.leaves_its_worker(Place.GONE)
             message.end = "removed"
+            self.counted["removed_messages"] += 1
 
     @rule(id=messages)
     def requeue(self, id: str) -> None:
@@ -349,6 +402,7 @@ class Machine(RuleBasedStateMachine):
         assert answer == ("queued" if message.place is Place.DEAD else "missing")
         if message.place is Place.DEAD:
             message.retries, message.crashes, message.suspect = 0, 0, False
+            self.counted["requeued_messages"] += 1
             self.queue_up(message)
 
     @precondition(lambda self: self.tame(Place.QUEUED, Place.RETRY, Place.SCHEDULED))
@@ -357,19 +411,24 @@ class Machine(RuleBasedStateMachine):
         """As its TTL would have it."""
         message = data.draw(st.sampled_from(self.tame(Place.QUEUED, Place.RETRY, Place.SCHEDULED)))
         self.do(self.client.delete(self.queue.keys.message(message.id)))
-        message.wild = message.destroyed = True
+        message.wild = message.destroyed = self.touched = True
 
     @rule()
     def reconcile(self) -> None:
         adopted, expired, _ = self.do(self.queue.full_pass())
+        unseen = self.sees_the_unseen()
         if not self.is_wild:
-            assert (adopted, expired) == (0, 0), "a queue that nobody touched was mended"
+            assert (adopted, expired) == (unseen, 0), "a queue that nobody touched was mended"
 
+    def sees_the_unseen(self) -> int:
+        return 0
+
+    @precondition(lambda self: self.outsiders)
     @rule(id=messages, edit=st.sampled_from([*HARMLESS, *DESTRUCTIVE]))
     def somebody_edits(self, id: str, edit: Any) -> None:
         message = self.known[id]
         note(f"{edit.__name__} on {message}")
-        self.edited = True
+        self.edited = self.touched = True
         with contextlib.suppress(ResponseError):  # an edit before it changed the key's type
             self.do(edit(Edited(self.client, self.queue.keys, id)))
             if edit in {claim_elsewhere, odd_fields}:
@@ -384,6 +443,7 @@ class Machine(RuleBasedStateMachine):
         if not wild:
             return
         self.do(self._heal(wild))
+        self.sees_the_unseen()
         for message in self.tame(Place.PROCESSING):
             if message.expired_lease:
                 self.crash(message)
@@ -488,13 +548,16 @@ class Machine(RuleBasedStateMachine):
             elif not message.destroyed:
                 assert timestamp is None, f"{message} left a body"
         if not self.is_wild:
-            in_line = len(self.tame(Place.QUEUED, Place.PROCESSING))
+            in_line = len([m for m in self.tame(Place.QUEUED, Place.PROCESSING) if not m.unseen])
             # One whose message ran out stays in the stream until somebody is given it.
             assert sum(lengths) >= in_line, f"{sum(lengths)} entries for {in_line} messages"
             self.phantoms = sum(lengths) > in_line
         if not self.edited:
-            edits = (await self.queue.transitions.stats()).edits
-            assert edits == {}, f"{edits} were counted, and nobody edited anything"
+            stats = await self.queue.transitions.stats()
+            assert stats.edits == {}, f"{stats.edits} were counted, and nobody edited anything"
+            if not self.touched:
+                counted = {name: stats.counters.get(name, 0) for name in self.counters}
+                assert counted == {name: self.counted[name] for name in self.counters}
 
     async def _drain(self) -> None:
         """Everything that is left can be worked on, and nothing remains."""

@@ -9,6 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 import servers
 from chaos.lab import Lab
+from chaos.limited import Limited
 from chaos.machine import Machine, settings
 from chaos.scenario import fault
 
@@ -23,7 +24,9 @@ async def against_its_model(lab: Lab) -> None:
             continue
         Machine.server, Machine.examples, Machine.enqueued = server, 0, 0
         try:
-            await asyncio.to_thread(partial(run_state_machine_as_test, Machine, settings=settings(lab.size(10, 1_500))))
+            for machine in (Machine, Limited):
+                run = partial(run_state_machine_as_test, machine, settings=settings(lab.size(10, 1_500)))
+                await asyncio.to_thread(run)
         finally:
             lab.tally.runs += Machine.examples
             lab.tally.accepted += Machine.enqueued

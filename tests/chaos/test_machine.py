@@ -6,11 +6,14 @@ kept, and comes first in the next run.
 
 from __future__ import annotations
 
+import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
+from chaos.limited import Limited
 from chaos.machine import Machine, settings
 
 
-def test_the_queue_is_as_its_model(server):
-    Machine.server = server
-    run_state_machine_as_test(Machine, settings=settings(30))
+@pytest.mark.parametrize("machine", [Machine, Limited])
+def test_the_queue_is_as_its_model(server, machine):
+    machine.server = server
+    run_state_machine_as_test(machine, settings=settings(30))

@@ -170,3 +170,12 @@ async def test_the_user_s_messages_are_in_the_order_of_the_line(queue: Queue):
     await queue.enqueue("a", "b", index_users=True, ttl=60, user_id="u1")
     await prioritise(queue, "a")
     assert (await queue.table())["user:u1"] == ["b", "a"]
+
+
+async def test_an_old_producer_s_message_that_was_prioritised_is_no_outside_edit(queue: Queue):
+    """It is in line as documented, and only got another priority before it was met."""
+    await queue.old("a")
+    assert await prioritise(queue, "a") == "changed"
+    await queue.full_pass()
+    stats = await queue.transitions.stats()
+    assert (stats.edits, stats.counters["adopted_messages"]) == ({}, 1)

@@ -25,7 +25,7 @@ local function count_edit(body, elsewhere)
     count('outside_two_places')
   elseif live_entry(body) then
     count('outside_entry_lost')
-  elseif body._sq_entry or body._sq_types then
+  elseif body._sq_ttl or body._sq_types then  -- of our own, or one of theirs that was adopted before
     count('outside_added')
   elseif is_claimed_elsewhere(body) then
     count('outside_claimed_elsewhere')
