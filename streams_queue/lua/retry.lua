@@ -49,6 +49,7 @@ end
 
 -- In line where it stood, first of its key when the pause is over.
 local function wait_for_key(id, body, token, key, delay)
+  wait_again(key, id)
   park(letter_of(body), live_entry(body), id, key, now + delay)
   call('HSET', message_key(id), 'status', 'queued', '_sq_settled', token)
   call('HDEL', message_key(id), '_sq_owner')

@@ -69,8 +69,8 @@ class Limited(Machine):
         self.paused_keys: set[Key] = set()
         self.owed: defaultdict[Any, float] = defaultdict(float)
         """Seconds until each bucket is full again."""
-        self.begun_under: dict[str, str | None] = {}
-        """The field that told keys apart, with a limit at once, when the message began: else it is not counted."""
+        self.of_old: set[str] = set()
+        """Old producers wrote them, with scores of their own."""
         self.disordered: set[str] = set()
         """Waited when it was not known whose turn it is: so who knows whether it comes in order."""
         self.read: list[tuple[str, str, str]] = []
@@ -134,7 +134,11 @@ class Limited(Machine):
         if left < 1 or key in self.paused_keys:
             return False
         same = [m for m in self.tame(Place.QUEUED, Place.PROCESSING) if self.key_of(m) == key and m is not message]
-        before = [m for m in same if m.place is Place.PROCESSING or line.index(m.id) < line.index(message.id)]
+        if message.begun_under:
+            same = [m for m in same if m.place is Place.PROCESSING or m.begun_under]
+        before = [
+            m for m in same if m.place is Place.PROCESSING or m.begun_under or line.index(m.id) < line.index(message.id)
+        ]
         return len(before) < (self.limits.concurrency_per_key or math.inf)
 
     @initialize(limits=SOME_LIMITS, outsiders=st.booleans())
@@ -186,6 +190,7 @@ class Limited(Machine):
         message = Model(f"m{len(self.known)}", "normal", Place.QUEUED, fields=fields)
         self.do(self._write_as_of_old(message, offset))
         message.unseen, self.settled = True, False
+        self.of_old.add(message.id)
         self.known[message.id] = message
         return message.id
 
@@ -228,6 +233,7 @@ class Limited(Machine):
                 self.queue_up(message)
                 self.read = [row for row in self.read if row[2] != id]
                 self.disordered.discard(id)
+                message.begun_under = None
 
     # ---- limits
 
@@ -238,6 +244,9 @@ class Limited(Machine):
         assert self.do(self.queue.transitions.limits()) == limits
         if not limits.concurrency_per_key or not self.limits.concurrency_per_key or limits.key != self.limits.key:
             self.disordered |= {message.id for message in self.tame(Place.QUEUED)}
+        if limits.concurrency_per_key:
+            for message in self.tame(Place.PROCESSING):
+                message.begun_under = limits.key
         self.limits, self.settled = limits, False
 
     @rule(paused=st.booleans())
@@ -311,7 +320,7 @@ class Limited(Machine):
                 self.paused_keys.discard(key)
             case "turns":
                 for message in self.tame(Place.QUEUED, Place.PROCESSING):
-                    self.begun_under.pop(message.id, None)
+                    message.begun_under = None
                     self.disordered.add(message.id)
             case "parked":
                 for message in self.tame(Place.QUEUED):
@@ -336,7 +345,8 @@ class Limited(Machine):
         super().works_on(claimed, worker, alone=alone)
         for delivery in claimed.deliveries:
             self.spend("work", self.limits.work)
-            self.begun_under[delivery.lease.id] = self.limits.key if self.limits.concurrency_per_key else None
+            if self.limits.concurrency_per_key:
+                self.known[delivery.lease.id].begun_under = self.limits.key
             self.disordered.discard(delivery.lease.id)
         self._at_most_so_many_at_once(claimed)
         self._notes_who_was_parked(waited)
@@ -354,7 +364,7 @@ class Limited(Machine):
         assert left >= 1, f"more of {key} begin than its rate allows"
         if self.limits.concurrency_per_key == 1 and self._is_in_order(message):
             others = [m for m in self.tame(Place.QUEUED) if self.key_of(m) == key and self._is_in_order(m)]
-            first = min(others, key=lambda m: line.index(m.id))
+            first = min(others, key=lambda m: (m.begun_under != self.limits.key, line.index(m.id)))
             assert first is message, f"{first} was to come before {message}"
 
     def _is_in_order(self, message: Model) -> bool:
@@ -366,7 +376,7 @@ class Limited(Machine):
             return
         at_work = defaultdict(list)
         for message in self.tame(Place.PROCESSING):
-            if self.begun_under.get(message.id) == self.limits.key:
+            if message.begun_under == self.limits.key:
                 at_work[self.key_of(message)].append(message)
         for delivery in claimed.deliveries:
             key = self.key_of(self.known[delivery.lease.id])
@@ -451,7 +461,10 @@ class Limited(Machine):
 
     def is_plain(self) -> bool:
         """Nothing waits but for those before it: nothing was handed back, came with an odd score, or waits alone."""
-        return self.knows_the_order() and all(m.turn is not None and not m.suspect for m in self.tame(Place.QUEUED))
+        waiting = self.tame(Place.QUEUED)
+        return self.knows_the_order() and all(
+            message.turn is not None and not message.suspect and message.id not in self.of_old for message in waiting
+        )
 
     # ---- what always holds
 

@@ -87,6 +87,9 @@ class Model:
         """The final status, of one that is gone."""
         self.suspect = False
         """The next crash would be its last: it runs alone."""
+        self.begun_under: str | None = None
+        """The field that told keys apart when it was begun, where so many of a key run at once: it stands before others
+        of its key, also when it was handed back."""
         self.wild = False
         self.healed = False
         """It was wild: who knows when its turn is."""
@@ -97,6 +100,8 @@ class Model:
 
     def leaves_its_worker(self, place: Place) -> None:
         self.place, self.lease, self.holder, self.expired_lease = place, None, "", False
+        if place is not Place.QUEUED:
+            self.begun_under = None
 
     def __repr__(self) -> str:
         return f"{self.id}({self.priority} {self.place.value} retries={self.retries} crashes={self.crashes})"

@@ -215,3 +215,17 @@ async def test_types_that_somebody_damaged_tell_nothing(queue: Queue):
     for id, types in (("a", "{"), ("b", "[1]"), ("c", '{"user_id":7}')):
         await queue.redis.hset(queue.keys.message(id), "_sq_types", types)
     assert await everything(queue) == ["a"]
+
+
+async def test_one_that_was_handed_back_does_not_run_beside_another_that_had_begun(queue: Queue):
+    """Both ran when two of a key might; by now one may."""
+    await queue.enqueue("a", "b", "c", user_id="u1")
+    handed_back, at_work = await queue.claim("w1", 2)
+    await queue.transitions.limit(IN_ORDER)
+    await queue.release(handed_back)
+    assert await everything(queue) == []
+    await queue.complete(at_work)
+    (again,) = await queue.claim("w1", 10)
+    assert again.id == "a"
+    await queue.complete(again)
+    assert await everything(queue) == ["c"]

@@ -83,4 +83,6 @@ local function hand_back(id, body, letter, entry)
   call('HDEL', message_key(id), '_sq_owner')
   if body._sq_ttl then arm_body(id, body._sq_ttl) end
   call('DEL', lock_key(id))
+  local key = key_of(body)
+  if key then wait_again(key, id) end
 end

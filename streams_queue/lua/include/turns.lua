@@ -37,6 +37,13 @@ local function begin_turn(key, id)
   if at_once() then try('ZADD', of_key('key', key), 'XX', BEGUN, id) end
 end
 
+-- Handed back, it waits before all that never began, and behind those at work: more may be so than run at once by now.
+local HEAD_START = 1e10  -- seconds
+local function wait_again(key, id)
+  local score = at_once() and call('ZSCORE', MAIN, id)
+  if score then try('ZADD', of_key('key', key), 'XX', score - HEAD_START, id) end
+end
+
 -- Where a message stands among those of its key, as a score: in the order of turns, where there are any.
 local function place_in_key(key, id)
   local place = at_once() and try('ZSCORE', of_key('key', key), id)
