@@ -78,7 +78,7 @@ LOCK = Script("lock", ("owner", "ttl_ms", "shared"), keys=("lock",), idempotent=
 UNLOCK = Script("unlock", ("owner",), keys=("lock",))
 KNOWN = Script("known", ("id", "deduplicated"), keys=("message", "done", "slot"))
 PARKED = Script("parked", ("limit",))
-REGISTER = Script("register", ("count", "key", "servers"), keys=("registry",))
+REGISTER = Script("register", ("count", "key", "servers", "id"), keys=("registry",))
 
 SCRIPTS = (
     ENQUEUE, CLAIM, ADOPT, RENEW, COMPLETE, RETRY, DEAD_LETTER, RELEASE, SWEEP, PROMOTE, REMOVE, REQUEUE,

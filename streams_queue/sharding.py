@@ -17,11 +17,10 @@ from streams_queue.limits import Limits
 from streams_queue.listener import Listener
 from streams_queue.model import Payload, Priority, Receipt
 from streams_queue.queue import Options, Queue
-from streams_queue.registry import Registry, place_of_server
+from streams_queue.registry import Registry, refuse_stranger
 from streams_queue.routing import MOST_SHARDS, made_id
 from streams_queue.settings import Settings
 from streams_queue.shards import Routing, Shards, key_stays, part_of, together
-from streams_queue.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -260,11 +259,13 @@ class ShardedQueue(Queue[Payload]):
 
     async def _find_shards(self) -> None:
         name, servers = self.keys.prefix, len(self.servers)
+        found = await Registry.read(self.connection, name)
         if self._asked is not None:
+            if found is None:
+                await refuse_stranger(name, self.connection, self.servers)
             registry = await Registry.agree(self.connection, name, self._asked, self.key, servers)
             registry.require(name, self._asked, self.key, servers)
         else:
-            found = await Registry.read(self.connection, name)
             if found is None:
                 raise ConfigurationError(
                     f"nothing says how many shards queue {name!r} has: open it once with shards=N, or name the server "
@@ -320,7 +321,10 @@ class ShardedQueue(Queue[Payload]):
             self.transitions = Shards(self.connection, self.keys, routing, [])
             self.transitions.rerouted = self._rerouted
         await self._reach(routing.known, self.transitions)
-        await self._check_places()
+        for place, shard in enumerate(self._all_shards[1 : len(self.servers)], 2):
+            await registry.recognise(
+                self.keys.prefix, place, self.connection, shard.connection, may_mark=self._asked is not None
+            )
         for shard in self._all_shards:
             shard.transitions.shards_version = registry.version
         self.transitions.reroute(routing, [shard.transitions for shard in self._all_shards])
@@ -337,19 +341,6 @@ class ShardedQueue(Queue[Payload]):
         for number in range(len(self._all_shards), count):
             self._all_shards.append(self._shard(number, all_shards))
         await together(shard.connection.open() for shard in self._all_shards)
-
-    async def _check_places(self) -> None:
-        """Each server knows which one it is: named in another order, messages would wait where nobody looks."""
-        name, servers = self.keys.prefix, len(self.servers)
-        for number, shard in enumerate(self._all_shards[1:servers], 1):
-            place = place_of_server(number + 1, servers)
-            common = Transitions(shard.connection, Keys(registry_prefix(name)))
-            found = await common.register(place if self._asked is not None else "", "", servers)
-            if found and found.get("count") != place.encode():
-                raise ConfigurationError(
-                    f"{self.servers[number].display} is not {place} of queue {name!r}: name each server once, and all "
-                    "programs in the same order"
-                )
 
     def _shard(self, number: int, all_shards: Shards) -> Queue[Payload]:
         settings = self.servers[number % len(self.servers)]

@@ -364,10 +364,15 @@ class Transitions(Door):
         """Free a lock; False when somebody else holds it."""
         return bool(await self._run(scripts.UNLOCK, (owner,), (), [key], house=False))
 
-    async def register(self, count: int | str, key: str, servers: int | str) -> Fields:
+    async def register(self, count: int | str = "", key: str = "", servers: int | str = "", id: str = "") -> Fields:
         """What is agreed about the shards of a queue; these where nothing was, or nothing for an empty `count`."""
-        found = await self._run(scripts.REGISTER, (count, key, servers), (), [self.keys.registry], house=False)
+        found = await self._run(scripts.REGISTER, (count, key, servers, id), (), [self.keys.registry], house=False)
         return fields_of(found)
+
+    async def note_server(self, place: str, address: str) -> None:
+        """Have the registry know that the server at this place bears the queue's mark."""
+        with self._translated():
+            await self.connection.client.hset(self.keys.registry, place, address)
 
     async def read(self, ids: Sequence[str]) -> list[Fields]:
         """The hashes of messages; empty where there is none, or a key of another type."""

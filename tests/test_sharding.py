@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
+import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -539,6 +541,7 @@ async def test_what_a_worker_does_is_done_in_one_shard(queue):
 CONSIDERED = {
     "open", "close", "drain", "use", "enqueue", "enqueue_many", "position", "ahead", "get", "update", "remove",
     "length", "stats", "pause", "resume", "limits", "set_limits", "result", "set_priority",
+    "check_limits",
 }  # fmt: skip
 """Methods of Queue of which this page says what they do in a queue with shards."""
 
@@ -552,7 +555,9 @@ def test_every_method_of_a_queue_is_considered():
 
 
 async def test_who_is_first_decides(queue, server, prefix, redis):
-    assert await redis.hgetall(f"{{{prefix}}}:shards") == {
+    found = await redis.hgetall(f"{{{prefix}}}:shards")
+    assert len(found.pop("id")) == 32
+    assert found == {
         "count": "4", "key": "user_id", "servers": "1", "version": "1",
     }  # fmt: skip
     with pytest.raises(ConfigurationError, match=r"has 4 shards, 8 were asked for: .*streams-queue reshard"):
@@ -789,6 +794,108 @@ async def test_servers_in_another_order_are_refused(private, prefix):
         assert not wrong.connection.is_open
     async with ShardedQueue(prefix, shards=None, url=[one.url, two.url]) as queue:
         assert await queue.length() == 20
+
+
+async def opening(prefix: str, *urls: str, shards: int | None = 4) -> str:
+    """Why the queue does not open on these servers; empty where it does."""
+    queue = ShardedQueue(prefix, shards=shards, url=list(urls))
+    try:
+        await queue.open()
+    except ConfigurationError as error:
+        assert not queue.connection.is_open
+        return str(error)
+    await queue.close()
+    return ""
+
+
+async def test_a_wrong_server_in_the_place_of_a_right_one(private, prefix):
+    one, two, wrong = private(), private(), private()
+    async with ShardedQueue(prefix, shards=4, url=[one.url, two.url]) as queue:
+        await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])
+    for shards in (4, None):
+        words = await opening(prefix, one.url, wrong.url, shards=shards)
+        assert f"{wrong.url} does not bear the mark of server 2 of 2 of queue '{prefix}', as {two.url} did" in words
+        assert f"HDEL '{{{prefix}}}:shards' 'server 2' at {one.url}" in words
+    words = await opening(prefix, wrong.url, two.url)
+    assert f"{wrong.url} knows nothing of queue '{prefix}', and {two.url} does, as 'server 2 of 2'" in words
+    assert "nothing says how many shards" in await opening(prefix, wrong.url, two.url, shards=None)
+    with wrong.sync_client() as client:
+        assert client.keys("*") == [], "nothing was written there"
+    for shards in (4, None):
+        assert await opening(prefix, one.url, two.url, shards=shards) == ""
+
+
+async def test_a_server_that_lost_its_data_is_named_and_may_begin_empty(private, prefix):
+    one, two = private(), private()
+    assert await opening(prefix, one.url, two.url) == ""
+    async with ShardedQueue(prefix, shards=None, url=[one.url, two.url]) as at_work:
+        with two.sync_client() as client:
+            client.flushall()
+        await at_work.look()
+        await at_work.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])  # who is at work goes on
+    words = await opening(prefix, one.url, two.url)
+    assert "has lost its data" in words
+    assert await opening(prefix, one.url, two.url) == words, "once more"
+    with one.sync_client() as first, two.sync_client() as second:
+        for client, command in zip((first, second), re.findall(r"redis-cli (.*?) at redis://", words), strict=True):
+            client.execute_command(*shlex.split(command))
+    assert await opening(prefix, one.url, two.url) == ""
+    assert await opening(prefix, one.url, two.url, shards=None) == ""
+
+
+async def test_the_first_server_lost_its_data(private, prefix):
+    one, two, three = private(), private(), private()
+    assert await opening(prefix, one.url, two.url, three.url) == ""
+    with one.sync_client() as client:
+        client.flushall()
+    words = await opening(prefix, one.url, two.url, three.url)
+    assert f"redis-cli DEL '{{{prefix}}}:shards' at each of the others" in words
+    with one.sync_client() as client:
+        assert client.keys("*") == []
+    for server in (two, three):
+        with server.sync_client() as client:
+            client.delete(f"{{{prefix}}}:shards")
+    assert await opening(prefix, one.url, two.url, three.url) == ""
+
+
+async def test_two_queues_of_one_name(private, prefix):
+    """As production and staging: the servers of the one are not those of the other."""
+    ours, theirs = [private().url, private().url], [private().url, private().url]
+    assert await opening(prefix, *ours) == await opening(prefix, *theirs) == ""
+    assert "does not bear the mark" in await opening(prefix, ours[0], theirs[1])
+    assert "does not bear the mark" in await opening(prefix, ours[0], theirs[1], shards=None)
+    assert await opening(prefix, *ours) == ""
+
+
+async def test_what_an_older_version_agreed_on_gets_its_mark(private, prefix):
+    one, two, wrong = private(), private(), private()
+    key = f"{{{prefix}}}:shards"
+    old = {"key": "user_id", "servers": 2, "version": 1}
+    with one.sync_client() as first, two.sync_client() as second, wrong.sync_client() as third:
+        first.hset(key, mapping={"count": 4, **old})
+        second.hset(key, mapping={**old, "count": "server 2 of 2", "key": ""})
+        assert await opening(prefix, one.url, two.url, shards=None) == ""
+        assert "id" not in first.hgetall(key), "who only looks writes nothing"
+        assert await opening(prefix, one.url, two.url) == ""
+        third.hset(key, mapping={**old, "count": "server 2 of 2", "key": ""})  # by an older version that was misled
+        assert "does not bear the mark" in await opening(prefix, one.url, wrong.url)
+    assert await opening(prefix, one.url, two.url, shards=None) == ""
+
+
+async def test_marks_are_given_by_several_at_once(private, prefix):
+    urls = [private().url for _ in range(3)]
+    assert set(await asyncio.gather(*(opening(prefix, *urls) for _ in range(8)))) == {""}
+
+
+async def test_no_password_is_told(private, prefix):
+    one, two, wrong = (private("--requirepass", "hidden") for _ in range(3))
+    urls = [server.url for server in (one, two, wrong)]
+    assert await opening(prefix, urls[0], urls[1]) == ""
+    words = await opening(prefix, urls[0], urls[2])
+    assert "does not bear the mark" in words
+    assert "hidden" not in words
+    with one.sync_client() as client:
+        assert "hidden" not in str(client.hgetall(f"{{{prefix}}}:shards"))
 
 
 async def test_it_may_be_opened_by_several_at_once(server, prefix):

@@ -203,7 +203,7 @@ class _Trial:
         yield names.UPDATE, lambda: at.update("released", [b"x", b"x"], b"")
         yield names.LIMIT, lambda: at.limit(Limits())
         yield names.KNOWN, lambda: at.known("x", None)
-        yield names.REGISTER, lambda: at.register("", "", "")
+        yield names.REGISTER, lambda: at.register("1", "", 1, "x")
         yield names.READ, lambda: at.read(_IDS)
         yield names.EXAMINE, lambda: at.examine(_IDS)
         yield names.PAGE, lambda: at.page("main", Place("", -math.inf), 1)
