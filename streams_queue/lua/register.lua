@@ -5,9 +5,9 @@
 -- RETURNS  the agreement as a flat list of names and values, empty where there is none
 local registry = KEYS[1]
 if ARGV[1] ~= '' then
-  if redis.call('EXISTS', registry) == 0 then
+  if not redis.call('HGET', registry, 'count') then
     redis.call('HSET', registry, 'count', ARGV[1], 'key', ARGV[2], 'servers', ARGV[3], 'version', '1')
   end
-  redis.call('HSETNX', registry, 'id', ARGV[4])
+  if not redis.call('HGET', registry, 'id') then redis.call('HSET', registry, 'id', ARGV[4]) end
 end
 return redis.call('HGETALL', registry)

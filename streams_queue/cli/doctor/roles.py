@@ -39,7 +39,7 @@ _OF_PEOPLE = frozenset({
 SCRIPTS_OF: dict[Role, tuple[Script, ...]] = {
     Role.PRODUCER: (
         scripts.ENQUEUE, scripts.POSITION, scripts.READ, scripts.UPDATE, scripts.REMOVE, scripts.WATCH, scripts.STATS,
-        scripts.FIRST_OF_USER, scripts.PRIORITISE, scripts.KNOWN,
+        scripts.FIRST_OF_USER, scripts.PRIORITISE, scripts.KNOWN, scripts.REGISTER,
     ),
     Role.WORKER: tuple(script for script in SCRIPTS if script not in _OF_PEOPLE),
     Role.MAINTAINER: (
