@@ -44,6 +44,7 @@ class Claimer:
         lease: seconds.
         block: seconds that `wait` waits at most.
         answered: called when Redis has answered a claim or a read.
+        one_at_a_time_per: as the worker asks for it, also of a queue whose keys were gone.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Claimer:
         lease: float,
         block: float,
         answered: Callable[[], None],
+        one_at_a_time_per: str | None = None,
     ) -> None:
         self._connection = connection
         self._transitions = transitions
@@ -61,6 +63,7 @@ class Claimer:
         self._lease = lease
         self._block = block
         self._answered = answered
+        self._one_at_a_time_per = one_at_a_time_per
         self._reader: Any = None
         self._shield = anyio.CancelScope()
         self._in_a_hurry = False
@@ -197,7 +200,7 @@ class Claimer:
     async def _joined_again(self) -> bool:
         """After a flush, or groups destroyed by hand: they are made anew, at 0."""
         try:
-            await self._transitions.join(self._consumer, self._lease)
+            await self._transitions.join(self._consumer, self._lease, self._one_at_a_time_per)
         except StreamsQueueError:
             return False  # the caller waits, and says why
         logger.warning("the queue's keys were gone: worker %s joined again", self._consumer)

@@ -87,8 +87,9 @@ class Consumer(Generic[Payload]):
         self._host: asyncio.Task[Any] | None = None
         self._cancelled_before = 0
         self._claimer = Claimer(
-            queue.connection, self._transitions, self._name, terms.lease, terms.poll_interval, terms.answered
-        )
+            queue.connection, self._transitions, self._name, terms.lease, terms.poll_interval, terms.answered,
+            terms.one_at_a_time_per,
+        )  # fmt: skip
         self._settlement = Settlement(self._transitions, self._name, terms.policy)
         self._deadlines = Deadlines(terms.policy.timeout)
         self._keeper = LeaseKeeper(queue.settings, queue.keys, self._name, terms.lease, self._lost, self._renewed)
@@ -119,9 +120,7 @@ class Consumer(Generic[Payload]):
 
     async def _join(self) -> None:
         try:
-            await self._transitions.join(self._name, self._terms.lease)
-            if self._terms.one_at_a_time_per is not None:
-                await self._transitions.one_at_a_time_per(self._terms.one_at_a_time_per)
+            await self._transitions.join(self._name, self._terms.lease, self._terms.one_at_a_time_per)
         except asyncio.CancelledError:
             # Redis may have carried it out: a consumer that nobody is would stand there until it is pruned.
             with anyio.move_on_after(HAND_BACK_WITHIN, shield=True):

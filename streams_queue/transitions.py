@@ -178,11 +178,12 @@ class Transitions(Door):
         if error := self.too_new(schema):
             raise error
 
-    async def join(self, consumer: str, lease: float) -> None:
-        """Make the groups and the consumer, and agree on the lease (seconds).
+    async def join(self, consumer: str, lease: float, one_at_a_time_per: str | None = None) -> None:
+        """Make the groups and the consumer, and agree on the lease (seconds); and on this key, where one is named.
 
         Raises:
-            ConfigurationError: workers with another lease live, or a newer engine wrote the queue.
+            ConfigurationError: workers with another lease live, a newer engine wrote the queue, or it has other limits
+                per key.
         """
         wanted = round(lease * 1000)
         in_force, schema = await self._run(scripts.JOIN, (consumer, wanted, SCHEMA))
@@ -192,6 +193,8 @@ class Transitions(Door):
                 f"lease={lease:g} s was asked for, but workers of queue {self.keys.prefix!r} live with a lease of "
                 f"{in_force / 1000:g} s: use the same, or stop them first"
             )
+        if one_at_a_time_per is not None:
+            await self.one_at_a_time_per(one_at_a_time_per)
 
     async def claim(
         self, consumer: str, max_messages: int, *, alone: bool = True, lock: float | None = None

@@ -119,6 +119,14 @@ async def test_the_rate_of_each_key(server, prefix):
         assert 0.9 < times[-1] - times[0] < 4
 
 
+async def test_a_burst_does_not_wait_for_a_rate_that_nothing_waits_for(server, prefix):
+    async with queue_at(server, prefix) as queue:
+        await queue.set_limits(Limits(work=Rate(1, per=3600)))
+        await queue.enqueue({})
+        await asyncio.wait_for(work(queue, _nothing), 5)
+        assert await queue.length() == 0
+
+
 async def test_a_rate_that_is_raised_counts_at_once(server, prefix):
     begun: list[int] = []
 

@@ -135,6 +135,25 @@ async def test_flushall(queue, redis, prefix):
     assert len(held.started) == 3
 
 
+async def test_after_a_flush_each_user_still_has_one_at_a_time(queue, redis):
+    held = Held()
+    await queue.enqueue({"user": "u1"})
+    async with running(worker_of(queue, held.handle, concurrency=8, one_at_a_time_per="user")):
+        await held.holds(1)
+        await redis.flushall()
+        await until(lambda: held.cancelled, what="the handler without a message is cancelled")
+        await queue.enqueue_many([{"user": "u1"}, {"user": "u1"}, {"user": "u2"}])
+        await held.holds(3)
+        await until(lambda: _parked(queue, 1), what="the second of u1 waits")
+        assert [message.data["user"] for message in held.started] == ["u1", "u1", "u2"]
+        held.go.set()
+        await until(lambda: len(held.finished) == 3)
+
+
+async def _parked(queue, count):
+    return (await queue.stats()).parked == count
+
+
 # ---- stuttering
 
 

@@ -118,8 +118,10 @@ class _Chat:
         async def make_worker() -> Worker[dict[str, Any]]:
             # The worker's own limit comes later than ours, at which the user can be told.
             timeout = 2 * HANDLER_TIMEOUT
-            await _agree_on_order((await queue._engine()).transitions, in_order=in_order)
-            return await queue._worker(_process, poll_interval=1.0, concurrency=concurrency, timeout=timeout)
+            key = await _agree_on_order((await queue._engine()).transitions, in_order=in_order)
+            return await queue._worker(
+                _process, poll_interval=1.0, concurrency=concurrency, timeout=timeout, one_at_a_time_per=key
+            )
 
         joint_lock = JointLock(f"{queue.lock_prefix}{GLOBAL_LOCK}", NEW_WORKERS, _GLOBAL_LOCK_TTL)
         return Processor(make_worker, joint_lock)
@@ -306,13 +308,16 @@ def _in_order() -> bool:
     return value == "1"
 
 
-async def _agree_on_order(transitions: Transitions, *, in_order: bool) -> None:
-    """Each user's requests one after the other, as the one old worker did. Other limits, which somebody set, stay."""
+async def _agree_on_order(transitions: Transitions, *, in_order: bool) -> str | None:
+    """Each user's requests one after the other, as the one old worker did: the key that workers are to ask for. Other
+    limits, which somebody set, stay.
+    """
     limits = await transitions.limits()
-    if in_order and limits.key in (None, _USER) and limits.concurrency_per_key is None:
-        await transitions.limit(replace(limits, key=_USER, concurrency_per_key=1))
-    elif not in_order and (limits.key, limits.concurrency_per_key) == (_USER, 1):
+    if in_order and limits.key in (None, _USER) and limits.concurrency_per_key in (None, 1):
+        return _USER
+    if not in_order and (limits.key, limits.concurrency_per_key) == (_USER, 1):
         await transitions.limit(replace(limits, concurrency_per_key=None))
+    return None
 
 
 async def _request(id: str) -> QueuedRequest | None:

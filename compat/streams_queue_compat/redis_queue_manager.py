@@ -368,6 +368,7 @@ class RedisQueueManager:
         *,
         concurrency: int = 1,
         timeout: float = NO_LIMIT,
+        one_at_a_time_per: str | None = None,
     ) -> Worker[dict[str, Any]]:
         engine = await self._engine()
         worker = Worker(
@@ -378,6 +379,7 @@ class RedisQueueManager:
             retry_delay=self.retry_delay_base,
             timeout=timeout,
             poll_interval=max(SHORTEST_POLL, poll_interval),
+            one_at_a_time_per=one_at_a_time_per,
         )
 
         @worker.handler
