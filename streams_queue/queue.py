@@ -270,6 +270,7 @@ class Queue(Generic[Payload]):
         """How many messages will be taken before this one, as things stand; None when it is in no queue.
 
         What is being worked on does not count; higher priorities do, and the slots that lower ones are given meanwhile.
+        Limits at work are not in it: those that wait for their key's turn count as if it came in time.
         Right to one message where none arrives and workers take one at a time; who fills several slots takes them in
         one step. A message handed back or recovered is the first of its priority. In a `ShardedQueue` it
         counts within the message's shard. O(log n), and the number of live workers.
