@@ -16,7 +16,8 @@ class Retry(Exception):  # an instruction, not an error
         delay: seconds until then, none where it is negative; None: the worker's back-off.
         key: pauses this key for the delay, for all workers: the value of the payload's field that `Limits.key` names,
             as when a chat platform asks for patience in one chat. Nothing is charged, however often. A message of this
-            key keeps its place in line and goes first; another one waits for the delay by itself.
+            key keeps its place in line and goes first; another one waits for the delay by itself. Where the queue has
+            no `Limits.key`, no key is paused, and the worker says so.
 
     Raises:
         InvalidMessage: the key is empty, cannot be encoded, or is of a type that no payload's field has; the delay is

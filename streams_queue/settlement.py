@@ -27,6 +27,7 @@ class Settlement:
         self._transitions = transitions
         self._consumer = consumer
         self._policy = policy
+        self._asked_for_keys = False
         self._completes: Batcher[tuple[Lease, bytes], str] = Batcher(_persistent(self._complete))
         self._retries: Batcher[Failure, str] = Batcher(_persistent(self._retry))
         self._dead_letters: Batcher[Failure, str] = Batcher(_persistent(self._dead_letter))
@@ -61,13 +62,30 @@ class Settlement:
 
     async def _retry(self, items: Sequence[Failure]) -> Sequence[str]:
         policy = self._policy
-        return await self._transitions.retry(
+        answers = await self._transitions.retry(
             self._consumer,
             items,
             max_retries=policy.max_retries,
             dead_letter_ttl=policy.dead_letter_ttl,
             dedup_expiry=policy.dedup_expiry,
         )
+        if not self._asked_for_keys and any(failure.key for failure in items):
+            await self._say_where_no_key_is_paused()
+        return answers
+
+    async def _say_where_no_key_is_paused(self) -> None:
+        try:
+            limits = await self._transitions.limits()
+        except StreamsQueueError as error:
+            logger.debug("whether keys can be paused is not known: %s", error)
+            return
+        self._asked_for_keys = True
+        if limits.key is None:
+            logger.warning(
+                "a handler raised Retry(key=...), but queue %s tells no keys apart: only that message waits. Remedy: "
+                "set_limits(Limits(key=...)), or streams-queue limits set --key",
+                self.prefix,
+            )
 
     async def _dead_letter(self, items: Sequence[Failure]) -> Sequence[str]:
         return await self._transitions.dead_letter(self._consumer, items, dead_letter_ttl=self._policy.dead_letter_ttl)

@@ -172,6 +172,20 @@ async def test_a_key_that_the_platform_wants_left_alone(server, prefix):
         assert (stats.dead, stats.parked, stats.counters["paused_keys"]) == (0, 0, 3)
 
 
+async def test_a_queue_that_tells_no_keys_apart_says_so_once(server, prefix, caplog):
+    async def handle(message):
+        if message.deliveries < 3:
+            raise Retry(delay=0, key="c1")
+
+    async with queue_at(server, prefix) as queue:
+        receipts = await queue.enqueue_many([{"chat": "c1"}, {"chat": "c2"}])
+        async with running(worker_of(queue, handle)):
+            await asyncio.gather(*(queue.result(receipt.id, timeout=10) for receipt in receipts))
+        said = [r.getMessage() for r in caplog.records if "tells no keys apart" in r.getMessage()]
+        assert len(said) == 1 and f"queue {prefix} " in said[0]
+        assert "paused_keys" not in (await queue.stats()).counters
+
+
 @pytest.mark.parametrize("delay", [float("nan"), True, "5", timedelta(seconds=5), 1j])
 def test_a_delay_that_is_no_number(delay):
     with pytest.raises(InvalidMessage, match="is not a number of seconds"):

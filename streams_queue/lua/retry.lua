@@ -63,8 +63,10 @@ end
 
 local function hold_up(id, body, token, key, delay, error)
   key = agreed('limit_key') and redis.sha1hex(agreed('limit_key') .. '=' .. key)
-  if key then pause_key(key, delay) end
-  count('paused_keys')
+  if key then
+    pause_key(key, delay)
+    count('paused_keys')
+  end
   if key and key == key_of(body) and live_entry(body) then return wait_for_key(id, body, token, key, delay) end
   return wait_for_retry(id, body, token, number(body.retry_count, 0), delay, error)
 end
