@@ -254,9 +254,12 @@ async def _under_load(
 async def frozen(lab: Lab) -> None:
     """Work goes on; holders keep what they held, and each transition counts once."""
 
+    # Between its two attempts a Cluster's client asks who has the slot, maybe the one that is frozen.
+    attempts = 5.0 if lab.server_name == "cluster" else 1.5
+
     async def freeze(admin: Any) -> None:
         lab.server.suspend()
-        await asyncio.sleep(1.5 + lab.lease)  # the fault's own length
+        await asyncio.sleep(attempts + lab.lease)  # the fault's own length
         lab.server.resume()
 
     await _under_load(lab, freeze)
