@@ -52,8 +52,8 @@ async def _killed_at(place: str, rounds: int, lane: Lane) -> None:
 def _at_every_failpoint(place: str) -> None:
     async def killed(lab: Lab) -> None:
         """0 lost; the message runs as often as the place says: twice only where its handler had begun before."""
-        lanes = lab.size(2, 10)
-        await lab.side_by_side(lanes, partial(_killed_at, place, lab.size(1, 10)))
+        lanes = lab.size(2, lab.lanes)
+        await lab.side_by_side(lanes, partial(_killed_at, place, lab.size(1, 100 // lab.lanes)))
 
     killed.__name__ = f"killed_{place}"
     fault("1", f"kill -9 of a worker at `{place}`")(killed)

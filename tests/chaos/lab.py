@@ -306,6 +306,13 @@ class Lab:
         return self._server or self.serve()
 
     @property
+    def lanes(self) -> int:
+        """How many runs of a fault that waits go on side by side, at full size. Several servers need the machine, too:
+        of ten workers that start at once each took a second, and that is no recovery.
+        """
+        return 5 if self.server_name in setups.NAMES else 10
+
+    @property
     def rejoining(self) -> float:
         """Seconds for which a Cluster's node that was restarted refuses everybody, by its own rule."""
         return 2.0 if self.server_name == "cluster" else 0.0

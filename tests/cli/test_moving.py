@@ -14,6 +14,7 @@ from canary import CANARY
 from cli.test_look import HOSTILE, STEERING, STYLES
 from migrations.old_state import OldState
 from streams_queue import Queue
+from streams_queue.settings import Settings
 
 STEERS = ("\x1b[2J", "\x07", "\x9b", "\u202e", "\u2066")
 """What of a hostile id no progress bar writes itself."""
@@ -174,9 +175,10 @@ def test_a_terminal_sees_how_far_it_is(terminal, client, reports, prefix):
     assert shown.out.rindex("report: ") > shown.out.rindex("\x1b[1A"), "no bar wipes it out"
 
 
-def test_a_queue_that_does_not_exist_is_not_clean(run):
+def test_a_queue_that_does_not_exist_is_not_clean(run, server):
+    meant = Settings(server.url).prefix("typo")
     code, out, err = run("verify", "--prefix", "typo")
-    assert (code, out) == (1, "") and err.startswith("error: there is no queue 'typo'")
+    assert (code, out) == (1, "") and err.startswith(f"error: there is no queue {meant!r}")
 
 
 async def test_going_back_says_that_types_are_lost(run, reports, server, prefix):

@@ -135,6 +135,7 @@ async def test_burst_works_off_the_queue(start, queue, folder):
     assert (await queue.stats()).counters["completed_messages"] == 20
 
 
+@pytest.mark.parametrize("prefix", ["jobs-in-shards"])  # without a hash tag, on a Cluster too
 async def test_all_shards_are_worked_off(start, server, prefix, folder):
     async with ShardedQueue(prefix, shards=3, url=server.url) as queue:
         receipts = await queue.enqueue_many([{"user_id": n} for n in range(20)])

@@ -17,6 +17,11 @@ from streams_queue.settings import Settings
 
 
 @pytest.fixture
+def prefix(sharded_prefix: str) -> str:
+    return sharded_prefix
+
+
+@pytest.fixture
 async def queue(server, prefix) -> AsyncIterator[ShardedQueue[Any]]:
     async with ShardedQueue(prefix, shards=4, url=server.url) as queue:
         yield queue
@@ -32,10 +37,11 @@ async def test_one_queue_is_found(queue, server, prefix):
     try:
         assert await discover(connection) == []
         await queue.enqueue_many([{"user_id": f"u{n}"} for n in range(20)])
-        async with Queue("{alone:3}", url=server.url) as alone, Queue(prefix + "x", url=server.url) as other:
+        another = Settings(server.url).prefix(f"{prefix}x")
+        async with Queue("{alone:3}", url=server.url) as alone, Queue(another, url=server.url) as other:
             await alone.enqueue({})
             await other.enqueue({})
-            assert await discover(connection) == sorted([prefix, "{alone:3}", f"{prefix}x"])
+            assert await discover(connection) == sorted([prefix, "{alone:3}", another])
     finally:
         await connection.close()
 
