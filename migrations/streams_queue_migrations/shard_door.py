@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from streams_queue.answers import id_of
-from streams_queue.codec import fields_of
+from streams_queue.codec import fields_of, number
 from streams_queue.connection import Connection
 from streams_queue.keys import Keys, registry_prefix
 from streams_queue.scripts import Script
@@ -27,7 +27,7 @@ MOVERS = "reshard:"
 
 _HOME = __name__.rpartition(".")[0]
 
-TURN = Script("turn", ("count", "settled", "version"), keys=("registry",), home=_HOME)
+TURN = Script("turn", ("count", "settled", "version", "least"), keys=("registry",), home=_HOME)
 FENCE = Script("fence", ("version",), home=_HOME)
 ROLL = Script("roll", ("queue", "cursor", "limit", "field"), home=_HOME)
 LEAVE = Script("leave", ("owner", "hold_ms", "max_bytes", "version"), ("id",), ("message", "lock"), home=_HOME)
@@ -91,6 +91,10 @@ class ShardDoor(Door):
     async def fence(self) -> None:
         """From now on it takes messages only of those who know this version of the registry."""
         await self._run(FENCE, (self.shards_version,))
+
+    async def known_version(self) -> int:
+        """The version of the registry that the shard knows of."""
+        return int(number(await self.command("HGET", self.keys.meta, "shards_version")))
 
     async def roll(self, queue: str, cursor: str, field: str) -> tuple[str, list[Row]]:
         """A page of a set: (where to go on, its messages)."""
@@ -166,17 +170,18 @@ class RegistryDoor(Door):
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection, Keys(registry_prefix(name)))
 
-    async def turn(self, count: int, *, settled: int | None = None) -> bool:
+    async def turn(self, count: int, *, settled: int | None = None, least: int = 0) -> bool:
         """Go by this number from now on; or, where that is so, have nothing be moved any more.
 
         Args:
             count: of shards.
             settled: the version by which all was moved.
+            least: the version that shards know of: a registry that fell back behind it, catches up.
 
         Returns:
             Whether all programs go by this number now.
         """
-        head = (count, int(settled is not None), settled or 0)
+        head = (count, int(settled is not None), settled or 0, least)
         flat: Any = await self._run(TURN, head, (), [self.keys.registry], house=False)
         return fields_of(flat).get("count") == b"%d" % count
 

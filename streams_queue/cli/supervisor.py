@@ -11,7 +11,7 @@ import msgspec
 from streams_queue.backoff import retry_delay
 from streams_queue.cli.line import MARGIN, Order, Report
 from streams_queue.cli.place import Command, Place
-from streams_queue.cli.terminal import FAILED, MISUSED, ending_signals
+from streams_queue.cli.terminal import FAILED, MISUSED, UNREACHABLE, ending_signals
 from streams_queue.endpoint import address_of, listen, serve
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,10 @@ LATEST = 30.0
 
 WELL = 60.0
 """Seconds at work after which earlier deaths are forgotten."""
+
+
+_TOLD = {None, 0, FAILED, MISUSED, UNREACHABLE}
+"""Exit codes of a process that has said why, where there is anything to say."""
 
 
 class Supervisor:
@@ -66,6 +70,8 @@ class Supervisor:
             began = time.monotonic()
             worked = await self._run(place)
             if self._is_last(place, worked):
+                if place.code not in _TOLD and not self._stopping.is_set():
+                    logger.error("%s %s before it was at work: no other starts", place.name, _how(place.code))
                 return
             place.deaths = 1 if worked >= WELL else place.deaths + 1
             delay = min(LATEST, retry_delay(SOONEST, place.deaths))

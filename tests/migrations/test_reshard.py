@@ -583,3 +583,16 @@ async def test_what_is_not_as_it_must_be_is_a_fault(queue, server, prefix, redis
     async with sharded(prefix, server.url) as mover:
         done = await reshard(mover, 9, quiet)
     assert not done.clean
+
+
+async def test_a_registry_that_was_lost_catches_up_with_what_shards_know(queue, server, prefix, redis):
+    await resharded(prefix, server.url, 5)
+    await resharded(prefix, server.url, 4)
+    await redis.delete(f"{registry_prefix(prefix)}:shards")
+    async with sharded(prefix, server.url, shards=4) as new:
+        with pytest.raises(QueueUnavailable, match="run `streams-queue reshard`"):
+            await new.enqueue({"user": 1})
+        await resharded(prefix, server.url, 4)
+        await new.look()
+        await new.enqueue({"user": 1})
+    await resharded(prefix, server.url, 5)
