@@ -41,15 +41,17 @@ PAYLOADS: list[dict[str, Any]] = [
     {"user_id": ""},
 ]
 RATES = [None, None, *(Rate(count, PERIOD) for count in (1, 2, 3))]
+SELDOM = [*[None] * 6, Rate(2, PERIOD), Rate(5, PERIOD)]
+"""What keeps messages out keeps much else from happening."""
 LIMITS = st.builds(
     Limits,
     key=st.sampled_from(FIELDS),
     concurrency_per_key=st.sampled_from([None, 1, 1, 2]),
-    work=st.sampled_from(RATES),
+    work=st.sampled_from([None, *RATES]),
     work_per_key=st.sampled_from(RATES),
-    accept=st.sampled_from([None, *RATES]),
-    accept_per_key=st.sampled_from([None, *RATES]),
-    max_length=st.sampled_from([None, None, 6]),
+    accept=st.sampled_from(SELDOM),
+    accept_per_key=st.sampled_from(SELDOM),
+    max_length=st.sampled_from([None, None, None, 8]),
     normal_share=st.sampled_from([0.2, 0.0, 0.5]),
     low_share=st.sampled_from([0.05, 0.0, 0.25]),
 )
@@ -73,6 +75,8 @@ class Limited(Machine):
         """Old producers wrote them, with scores of their own."""
         self.disordered: set[str] = set()
         """Waited when it was not known whose turn it is: so who knows whether it comes in order."""
+        self.unlisted = False
+        """Nobody knows any more which entries were those of parked messages without a body."""
         self.read: list[tuple[str, str, str]] = []
         """Worker, entry and id of what a blocking read brought and nobody adopted."""
         self.settled = True
@@ -247,7 +251,8 @@ class Limited(Machine):
         if limits.concurrency_per_key:
             for message in self.tame(Place.PROCESSING):
                 message.begun_under = limits.key
-        self.limits, self.settled = limits, False
+        self.limits = limits
+        self.settled &= not self.tame(Place.QUEUED)
 
     @rule(paused=st.booleans())
     def pause(self, paused: bool) -> None:
@@ -264,8 +269,8 @@ class Limited(Machine):
         place = Place.QUEUED if own == key else Place.RETRY
         assert self.do(self._pause_key(message, key)) == place.value
         assert self.do(self._pause_key(message, key)) == place.value, "sent again, it answers the same"
-        self.counted["paused_keys"] += 1
         if self.limits.key:
+            self.counted["paused_keys"] += 1
             self.paused_keys.add(key)
         message.leaves_its_worker(place)
         message.healed = True
@@ -323,6 +328,7 @@ class Limited(Machine):
                     message.begun_under = None
                     self.disordered.add(message.id)
             case "parked":
+                self.unlisted = True
                 for message in self.tame(Place.QUEUED):
                     message.healed = True
 
@@ -502,7 +508,7 @@ class Limited(Machine):
 
     def _work_until_nothing_is_left(self) -> None:
         for _ in range(len(self.known) + 2):
-            self.take_all(looked_after=True)
+            self.take_all(looked_after=not self.settled)
             for message in self.tame(Place.PROCESSING):
                 assert message.lease is not None
                 assert self.do(self.queue.complete(message.lease, message.holder)) == "completed"
@@ -512,8 +518,9 @@ class Limited(Machine):
 
     async def _nothing_stays(self) -> None:
         keys = self.queue.keys
+        strays = len([m for m in self.known.values() if m.destroyed]) if self.unlisted else 0
         for stream in keys.streams.values():
-            assert await self.client.xlen(stream) == 0, f"{stream} is not empty"
+            assert await self.client.xlen(stream) <= strays, f"{stream} is not empty"
             assert (await self.client.xpending(stream, GROUP))["pending"] == 0
         for key in (keys.main, *keys.lines.values(), keys.parked, keys.wake):
             assert not await self.client.zrange(key, 0, -1), f"{key} is not empty"

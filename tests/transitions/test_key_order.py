@@ -229,3 +229,13 @@ async def test_one_that_was_handed_back_does_not_run_beside_another_that_had_beg
     assert again.id == "a"
     await queue.complete(again)
     assert await everything(queue) == ["c"]
+
+
+async def test_one_whose_body_ran_out_while_it_waited_for_the_rate_of_its_key_costs_nothing_of_it(queue: Queue):
+    await queue.transitions.limit(Limits(key="user_id", work_per_key=Rate(1, per=3600)))
+    await queue.enqueue("a", "b", "c", user_id="u1")
+    assert await everything(queue) == ["a"]
+    await queue.redis.delete(queue.keys.message("b"), queue.keys.rate_of(U1))
+    await queue.redis.zadd(queue.keys.wake, {U1: 1.0})
+    await queue.transitions.promote()
+    assert await everything(queue) == ["c"]

@@ -180,14 +180,14 @@ local function unpark(id, body, key)
 end
 
 -- Unparks who has his turn now, in order. A claim looks again, and what does not fit the rate is parked once more. One call
--- wakes so many at most, and one of each key; the rest it leaves to the next `promote`. Answers whether one is left that has
--- to wait.
-local MOST_WOKEN = 500
-local woken, woken_in_all = {}, 0
+-- meets so many at most, and one of each key; the rest it leaves to the next `promote`. Answers whether one is left that has
+-- to wait. Who is gone takes nobody's turn.
+local MOST_MET = 500
+local woken, met, met_in_all = {}, {}, 0
 local function wake_parked(key, now)
   local left, next_at = may_begin(key, now)
   woken[key] = woken[key] or 0
-  while woken[key] < left and (woken[key] == 0 or woken_in_all < MOST_WOKEN) do
+  while woken[key] < left and (not met[key] or met_in_all < MOST_MET) do
     local id = first_parked(key)
     if not id then return false end
     local body = read_body(id)
@@ -197,10 +197,11 @@ local function wake_parked(key, now)
       try('ZREM', of_key('parked', key), id)
     elseif key_of(body) ~= key or is_turn(key, body, id) then  -- another field tells keys apart by now: a claim sees
       unpark(id, body, key)
+      woken[key] = woken[key] + 1
     else
       return true
     end
-    woken[key], woken_in_all = woken[key] + 1, woken_in_all + 1
+    met[key], met_in_all = true, met_in_all + 1
   end
   if not first_parked(key) then return false end
   wake_at(key, woken[key] < left and now or next_at)
@@ -243,5 +244,5 @@ local function wake_due(now, limit)
     call('ZREM', WAKE, key)
     wake_parked(key, now)
   end
-  return #due == limit or woken_in_all >= MOST_WOKEN
+  return #due == limit or met_in_all >= MOST_MET
 end
