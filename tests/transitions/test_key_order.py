@@ -81,6 +81,43 @@ async def test_a_message_that_gets_another_key_leaves_its_former_ones_alone(queu
     assert await everything(queue) == ["b"]
 
 
+async def test_a_parked_message_that_gets_another_key_has_the_turn_of_that(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    assert await ids(queue) == ["a"]
+    await queue.transitions.update("b", [b"user_id", b"u2"], b"{}")
+    assert await everything(queue) == ["b"]
+    assert not [key async for key in queue.redis.scan_iter(queue.keys.parked_of("*"))]
+
+
+async def test_a_message_at_work_that_gets_another_key_counts_for_that(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", user_id="u1")
+    (lease,) = await queue.claim("w1", 10)
+    await queue.transitions.update("a", [b"user_id", b"u2"], b"{}")
+    await queue.old("b", score=await queue.now() - 5, user_id="u2")
+    await queue.full_pass()
+    assert await everything(queue) == []
+    await queue.complete(lease)
+    assert await everything(queue) == ["b"]
+
+
+async def test_what_a_lost_answer_brought_has_had_its_turn(queue: Queue):
+    await queue.transitions.limit(Limits(key="user_id", work_per_key=Rate(1, per=60)))
+    await queue.enqueue("a", user_id="u1")
+    assert await ids(queue) == ["a"]
+    adopted = await queue.transitions.adopt("w1", await queue.transitions.pending("w1"), 5)
+    assert [delivery.lease.id for delivery in adopted.deliveries] == ["a"]
+
+
+async def test_of_all_that_left_without_a_word_none_holds_up_the_next(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", "c", "d", user_id="u1")
+    await queue.redis.zrem(queue.keys.main, "a", "b", "c")
+    await queue.redis.delete(*map(queue.keys.message, "abc"))
+    assert await everything(queue) == ["d"]
+
+
 async def test_looking_at_what_is_parked_finds_no_edits(queue: Queue):
     """Not even where it finds that it is their turn, and gives them new entries."""
     await queue.transitions.limit(Limits(key="user_id", concurrency_per_key=3))
