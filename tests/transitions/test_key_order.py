@@ -9,7 +9,7 @@ import pytest
 from streams_queue.answers import Failure, NewMessage, Refused
 from streams_queue.keys import hash_of_key
 from streams_queue.limits import Limits, Rate
-from transitions.tables import RETURNED, Queue
+from transitions.tables import RETURNED, SUSPECTS, Queue
 
 U1 = hash_of_key("user_id", b"u1")
 IN_ORDER = Limits(key="user_id", concurrency_per_key=1)
@@ -196,6 +196,14 @@ async def test_a_spent_rate_is_not_waited_for_where_nothing_waits(queue: Queue):
     assert await ids(queue) == ["a"]
     assert (await queue.claimed("w2", 10)).wait == 0
     await queue.enqueue("b")
+    assert (await queue.claimed("w2", 10)).wait == pytest.approx(60, abs=1)
+
+
+async def test_a_spent_rate_is_waited_for_by_a_suspect_too(queue: Queue):
+    await queue.transitions.limit(Limits(work=Rate(1, per=60)))
+    await queue.abandoned("a")
+    await queue.sweep(max_deliveries=2)
+    assert (await queue.table())["stream"] == {"a": SUSPECTS}
     assert (await queue.claimed("w2", 10)).wait == pytest.approx(60, abs=1)
 
 
