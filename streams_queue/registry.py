@@ -68,6 +68,10 @@ class Registry(NamedTuple):
                 "program's?"
             ) from None
 
+    def agrees_with(self, other: "Registry | None") -> bool:
+        """Whether the shards are the same. Which servers bear the mark concerns who opens the queue."""
+        return other is not None and self._replace(marked=()) == other._replace(marked=())
+
     def require(self, name: str, shards: int, key: str | None, servers: int) -> None:
         """Nothing, where this is what a program was told.
 

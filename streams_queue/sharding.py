@@ -288,8 +288,9 @@ class ShardedQueue(Queue[Payload]):
             return  # a queue that turned out to have none
         async with self._looking:
             registry = await Registry.read(self.connection, self.keys.prefix)
-            if registry is not None and registry != self._agreement:  # without one, somebody has flushed the server
-                await self._use_shards(registry)
+            if registry is None or registry.agrees_with(self._agreement):
+                return  # without one, somebody has flushed the server
+            await self._use_shards(registry)
 
     async def _follow(self) -> None:
         while True:

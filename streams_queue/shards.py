@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
+import anyio
 import msgspec
 
 from streams_queue.answers import (
@@ -20,8 +21,8 @@ from streams_queue.answers import (
 )
 from streams_queue.codec import Fields, field_of, value_in
 from streams_queue.connection import Connection
-from streams_queue.door import Resharded
-from streams_queue.errors import ConfigurationError, InvalidMessage
+from streams_queue.door import BATCH, Resharded
+from streams_queue.errors import ConfigurationError, InvalidMessage, QueueUnavailable
 from streams_queue.keys import Keys, registry_prefix
 from streams_queue.limits import Limits, Rate
 from streams_queue.model import Priority, Stats, Status
@@ -29,6 +30,12 @@ from streams_queue.routing import hash_for, hash_in, jump
 from streams_queue.transitions import Transitions
 
 T = TypeVar("T")
+
+_MARGIN = 0.25
+"""Seconds above the client's timeout, whose own error comes first where it is the last one."""
+
+_NAMED = 5
+"""Shards that an error's text names at most."""
 
 
 class Routing(NamedTuple):
@@ -243,7 +250,7 @@ class Shards(Transitions):
 
     async def pause(self, paused: bool) -> None:
         """As `Transitions.pause`, in every shard."""
-        await self._all(lambda shard: shard.pause(paused))
+        await self._all(lambda shard: shard.pause(paused), news="the pause" if paused else "the end of the pause")
 
     async def limits(self) -> Limits:
         """The limits of the whole queue, as they were given."""
@@ -254,15 +261,26 @@ class Shards(Transitions):
 
         Raises:
             ConfigurationError: they cannot be divided; see `part_of`.
+            QueueUnavailable: some shards may not have them: the text names these. Sent again, they have.
         """
         part = part_of(limits, self.routing)
         await self._whole.limit(limits)
-        await self._all(lambda shard: shard.limit(part))
+        await self._all(lambda shard: shard.limit(part), news="the new limits")
 
     # ---- how shards are asked
 
-    async def _all(self, ask: Callable[[Transitions], Awaitable[T]]) -> list[T]:
-        return await together(ask(shard) for shard in self.members[: self.routing.in_use])
+    async def _all(self, ask: Callable[[Transitions], Awaitable[T]], news: str = "") -> list[T]:
+        """What each shard answers. Where some do not, the error says which; of a change, which may not have heard."""
+        shards = self.members[: self.routing.in_use]
+        answers = await asyncio.gather(*(_once(shard, ask(shard)) for shard in shards), return_exceptions=True)
+        errors = {
+            shard.keys.prefix: answer
+            for shard, answer in zip(shards, answers, strict=True)
+            if isinstance(answer, BaseException)
+        }
+        if errors:
+            raise _error_of(errors, len(shards), news)
+        return answers  # type: ignore[return-value]  # no exception among them
 
     async def _of_ids(
         self,
@@ -270,7 +288,10 @@ class Shards(Transitions):
         ask: Callable[[Transitions, list[str]], Awaitable[Sequence[T]]],
         is_known: Callable[[T], bool],
     ) -> list[T]:
-        answers = await self._spread(ids, [self.routing.holders(id) for id in ids], ask)
+        def ask_once(shard: Transitions, mine: list[str]) -> Awaitable[Sequence[T]]:
+            return _once(shard, ask(shard, mine), calls=-(-len(mine) // BATCH))
+
+        answers = await self._spread(ids, [self.routing.holders(id) for id in ids], ask_once)
         return [next(filter(is_known, several), several[0]) for several in answers]
 
     async def _spread(
@@ -302,6 +323,35 @@ def key_stays(key: str) -> InvalidMessage:
     return InvalidMessage(
         f"{key!r} says in which shard a message is and cannot be changed: remove it, and enqueue another"
     )
+
+
+async def _once(shard: Transitions, answer: Awaitable[T], calls: int = 1) -> T:
+    """The answer, within the time of so many calls: a server that hangs is not asked again, as after a lost reply."""
+    settings = shard.connection.settings
+    try:
+        with anyio.fail_after(calls * settings.timeout + _MARGIN):
+            return await answer
+    except TimeoutError:
+        raise QueueUnavailable(
+            f"queue {shard.keys.prefix!r}: {settings.display} did not answer within {settings.timeout:g} s"
+        ) from None
+
+
+def _error_of(errors: Mapping[str, BaseException], shards: int, news: str) -> BaseException:
+    first = next(iter(errors.values()))
+    if type(first) not in {QueueUnavailable, ConfigurationError}:
+        return first
+    prefixes = list(errors)
+    names = ", ".join(prefixes[:_NAMED]) + (f" and {len(prefixes) - _NAMED} more" if len(prefixes) > _NAMED else "")
+    if news:
+        have = (
+            f"{names} may not have {news}, the others of {shards} shards have"
+            if len(errors) < shards
+            else (f"no shard is known to have {news}")
+        )
+        return type(first)(f"{first}; {have}: send it again, which is safe")
+    more = f"; without an answer: {names} of {shards} shards" if len(errors) > 1 else ""
+    return type(first)(f"{first}{more}")
 
 
 async def together(asked: Iterable[Awaitable[T]]) -> list[T]:

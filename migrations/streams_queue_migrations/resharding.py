@@ -120,7 +120,7 @@ async def reshard(queue: ShardedQueue[Any], count: int, progress: Progress) -> R
         QueueUnavailable: a server does not answer any more; run it again.
     """
     _check(queue, count)
-    registry = RegistryDoor(queue.connection, queue.keys.prefix)
+    registry = RegistryDoor.of(queue.connection, queue.keys.prefix)
     async with _one_at_a_time(registry, queue.keys.prefix) as owner:
         await queue.look()
         _check(queue, count)

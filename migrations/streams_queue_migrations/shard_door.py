@@ -167,8 +167,10 @@ class ShardDoor(Door):
 class RegistryDoor(Door):
     """What changes the number of shards that all programs go by."""
 
-    def __init__(self, connection: Connection, name: str) -> None:
-        super().__init__(connection, Keys(registry_prefix(name)))
+    @classmethod
+    def of(cls, connection: Connection, name: str) -> "RegistryDoor":
+        """That of the sharded queue with this name."""
+        return cls(connection, Keys(registry_prefix(name)))
 
     async def turn(self, count: int, *, settled: int | None = None, least: int = 0) -> bool:
         """Go by this number from now on; or, where that is so, have nothing be moved any more.

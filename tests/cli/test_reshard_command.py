@@ -263,7 +263,7 @@ async def test_killed_at_any_moment_on_a_cluster(cluster_load, prefix):
     load, few, many = cluster_load, 3, 8
     goal, kills = many, Counter[bool]()
     async with ShardedQueue(prefix, shards=few, key="user", url=load.urls) as queue, at_work(load, queue, few):
-        registry = RegistryDoor(queue.connection, prefix)
+        registry = RegistryDoor.of(queue.connection, prefix)
         while kills[True] < KILLS:
             command = await load.begin(goal)
             await until(lambda: registry.command("EXISTS", registry.keys.resharder), what="the command at work")
@@ -283,7 +283,7 @@ async def test_killed_at_any_moment_on_a_cluster(cluster_load, prefix):
 
 async def unlocked(queue: ShardedQueue[Any]) -> None:
     """The lock of a resharder that was killed is not waited for."""
-    registry = RegistryDoor(queue.connection, queue.keys.prefix)
+    registry = RegistryDoor.of(queue.connection, queue.keys.prefix)
     await registry.command("DEL", registry.keys.resharder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from cli.test_exporter import fetched
 from helpers import work
-from streams_queue import Reject, ShardedQueue
+from streams_queue import Limits, Rate, Reject, ShardedQueue
 from streams_queue.settings import Settings
 
 
@@ -40,6 +41,24 @@ async def bury(queue: ShardedQueue[Any], count: int) -> list[str]:
         died.append((await queue.enqueue({"user_id": f"u{n}", "n": n})).id)
         await work(queue.shards[queue.routing.holders(died[-1])[0] or 0], fail)
     return died
+
+
+def of_shards(run) -> list[tuple[str, str, str]]:
+    checks = json.loads(run("doctor", "--json").out)
+    return [(row["verdict"], row["reason"], row["remedy"]) for row in checks if row["check"] == "shards"]
+
+
+async def test_the_doctor_says_where_shards_disagree(run, queue, prefix):
+    await queue.set_limits(Limits(max_length=400, work=Rate(7, per=0.3)))
+    assert of_shards(run) == [("ok", "All 4 shards have their part of the limits, and none is paused.", "")]
+    await queue.shards[1].set_limits(Limits(max_length=5))
+    await queue.shards[2].pause()
+    (_, of_limits, remedy), (_, of_pause, _) = of_shards(run)
+    assert of_limits == f"{{{prefix}:1}} of 4 shards do not have their part of the queue's limits."
+    assert of_pause == f"{{{prefix}:2}} of 4 shards are paused, and the others are not."
+    assert run(*shlex.split(remedy.partition(",")[0])[1:]).code == 0
+    await queue.resume()
+    assert of_shards(run)[0][0] == "ok"
 
 
 async def test_looking(run, queue):
@@ -160,14 +179,16 @@ async def test_the_exporter(start, queue, prefix):
 
 async def test_the_doctor_looks_at_every_shard(run, queue, server, private, prefix):
     found = json.loads(run("doctor", "--prefix", prefix, "--json").out)
-    assert {check["queue"] for check in found if check["queue"]} == {shard.keys.prefix for shard in queue.shards}
+    shards = {shard.keys.prefix for shard in queue.shards}
+    assert {check["queue"] for check in found if check["queue"]} == shards | {prefix}
     other = private()
     async with ShardedQueue(f"{prefix}b", shards=3, url=[server.url, other.url]):
         both = f"{server.url} {other.url}"
         found = json.loads(run("doctor", "--prefix", f"{prefix}b", "--url", both, "--json").out)
     reached = [check["reason"] for check in found if check["check"] == "connection"]
     assert reached == [f"The server answers at {url}." for url in (server.url, other.url)]
-    assert {check["queue"] for check in found if check["queue"]} == {f"{{{prefix}b:{n}}}" for n in range(3)}
+    shards = {f"{{{prefix}b:{n}}}" for n in range(3)}
+    assert {check["queue"] for check in found if check["queue"]} == shards | {f"{prefix}b"}
 
 
 async def test_verify_looks_at_every_shard(run, queue, redis, prefix):

@@ -21,7 +21,7 @@ from streams_queue.scripts import Script
 from streams_queue.translation import translated
 from streams_queue_migrations import door, shard_door
 from streams_queue_migrations.door import NO_ENTRIES, START, Door
-from streams_queue_migrations.shard_door import MOVERS, Arrival, Held, ShardDoor
+from streams_queue_migrations.shard_door import MOVERS, Arrival, Held, RegistryDoor, ShardDoor
 
 _CONSUMER = "doctor"
 _IDS = ("taken", "finished", "retried", "dead", "released")
@@ -243,7 +243,7 @@ class _Trial:
         """Those that change the number of shards."""
         at, owner = ShardDoor(self._connection, self._keys), f"{MOVERS}{_CONSUMER}"
         held = [Held("x", "main", "1", -1, -2, "", "", [b"timestamp", b"1", b"_sq_entry", b"n"])]
-        yield shard_door.TURN, lambda: at._run(shard_door.TURN, (1, 0, ""), (), [self._keys.registry], house=False)
+        yield shard_door.TURN, lambda: RegistryDoor(self._connection, self._keys).turn(1)
         yield shard_door.FENCE, at.fence
         yield shard_door.ROLL, lambda: at.roll("main", START, "user_id")
         yield shard_door.LEAVE, lambda: at.leave(owner, ["x"])

@@ -4,6 +4,7 @@ import asyncio
 import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from streams_queue.cli.terminal import FAILED, MISUSED, LogLevel, code_of, fail,
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError, StreamsQueueError
 from streams_queue.keys import Keys
-from streams_queue.named import shares_of
+from streams_queue.named import NamedQueue, shares_of
 from streams_queue.queue import Queue
 from streams_queue.redaction import printable
 from streams_queue.settings import Settings
@@ -66,6 +67,9 @@ async def _examine_all(
     code = 0
     for settings, share in zip(servers, shares, strict=True):
         code = await _examine(report, settings, share, url, role) or code
+    if failed is None and not code:
+        async for found in _of_whole_queues(servers, prefixes):
+            report.tell(found)
     if failed is not None and not code:  # else the look at the server has said why
         report.tell(Check("queue", Verdict.DANGER, _sentence(failed), "see the reason"))
     return code
@@ -145,6 +149,15 @@ async def _at_queue(prefix: str, settings: Settings, role: Role | None) -> Async
             yield check
     finally:
         await queue.close()
+
+
+async def _of_whole_queues(servers: Sequence[Settings], prefixes: Sequence[str]) -> AsyncIterator[Check]:
+    """What concerns all shards of a queue."""
+    for prefix in prefixes:
+        async with NamedQueue(prefix, url=[settings.url for settings in servers]) as queue:
+            if queue.shards:
+                async for check in _each({"shards": partial(in_queue.look_at_shards, queue)}):
+                    yield msgspec.structs.replace(check, queue=prefix)
 
 
 async def _each(looks: dict[str, Callable[[], Awaitable[Found]]]) -> AsyncIterator[Check]:

@@ -12,6 +12,8 @@ from streams_queue.durations import spelt
 from streams_queue.inspection import size
 from streams_queue.model import Stats
 from streams_queue.queue import Queue
+from streams_queue.sharding import ShardedQueue
+from streams_queue.shards import part_of
 from streams_queue_migrations import verify
 from streams_queue_migrations.door import Door
 from streams_queue_migrations.verifying import PATIENCE
@@ -157,7 +159,10 @@ async def look_at_workers(queue: AnyQueue) -> Check:
 
 
 def _names(consumers: list[Working]) -> str:
-    names = [consumer.name for consumer in consumers]
+    return _some([consumer.name for consumer in consumers])
+
+
+def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -186,6 +191,28 @@ async def look_at_agreement(queue: AnyQueue) -> Iterator[Check]:
         )
         for check in failing
     )
+
+
+async def look_at_shards(queue: ShardedQueue[Any]) -> Iterator[Check]:
+    """Whether all shards have their part of the queue's limits, and are paused or not as one."""
+    prefix, shards = queue.keys.prefix, [shard.keys.prefix for shard in queue.shards]
+    whole = await queue.limits()
+    part = part_of(whole, queue.routing)
+    limits = [await shard.limits() for shard in queue.shards]
+    paused = [(await shard.stats()).paused for shard in queue.shards]
+    differing = [shard for shard, found in zip(shards, limits, strict=True) if found != part]
+    still = [shard for shard, is_paused in zip(shards, paused, strict=True) if is_paused]
+    checks = []
+    if differing:
+        reason = f"{_some(differing)} of {len(shards)} shards do not have their part of the queue's limits."
+        again = f"streams-queue limits set --prefix {prefix} --low-share {whole.low_share:g}, which sends all"
+        checks.append(Check("shards", Verdict.WARNING, reason, again))
+    if 0 < len(still) < len(shards):
+        reason = f"{_some(still)} of {len(shards)} shards are paused, and the others are not."
+        remedy = f"streams-queue pause --prefix {prefix}, or streams-queue resume --prefix {prefix}"
+        checks.append(Check("shards", Verdict.DANGER, reason, remedy))
+    agreed = f"All {len(shards)} shards have their part of the limits, and {'are' if still else 'none is'} paused."
+    return iter(checks or [Check("shards", Verdict.OK, agreed)])
 
 
 async def look_at_confirmations(queue: AnyQueue) -> Iterator[Check]:
