@@ -9,7 +9,7 @@ import pytest
 from streams_queue.answers import Failure, NewMessage, Refused
 from streams_queue.keys import hash_of_key
 from streams_queue.limits import Limits, Rate
-from transitions.tables import RETURNED, SUSPECTS, Queue
+from transitions.tables import NEVER, RETURNED, SUSPECTS, Queue
 
 U1 = hash_of_key("user_id", b"u1")
 IN_ORDER = Limits(key="user_id", concurrency_per_key=1)
@@ -108,6 +108,17 @@ async def test_what_a_lost_answer_brought_has_had_its_turn(queue: Queue):
     assert await ids(queue) == ["a"]
     adopted = await queue.transitions.adopt("w1", await queue.transitions.pending("w1"), 5)
     assert [delivery.lease.id for delivery in adopted.deliveries] == ["a"]
+
+
+async def test_a_parked_message_that_somebody_gave_up_leaves_no_entry_behind_when_it_is_requeued(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", user_id="u1")
+    assert await ids(queue) == ["a"]
+    await queue.redis.zrem(queue.keys.main, "b")
+    await queue.redis.zadd(queue.keys.dlq, {"b": await queue.now()})
+    assert await queue.requeue("b") == "queued"
+    assert (await queue.table())["stream"] == {"a": "w1", "b": NEVER}
+    assert await queue.redis.xlen(queue.keys.streams["n"]) == 2
 
 
 async def test_of_all_that_left_without_a_word_none_holds_up_the_next(queue: Queue):
@@ -213,7 +224,7 @@ async def test_a_pause_keeps_the_slot_and_the_users_index(queue: Queue):
     (lease,) = await queue.claim("w1")
     assert await hold_up(queue, lease, "u1", 5000) == "queued"
     ttl = (await queue.table())["ttl"]
-    assert ttl["dedup:k1"] == 5500 and ttl["user:u1"] == 6000
+    assert (ttl["dedup:k1"], ttl["user:u1"], ttl["msg:a"]) == (5500, 6000, 6000)
 
 
 async def test_a_crash_is_one_though_the_lock_ends_a_moment_late(queue: Queue):
