@@ -194,11 +194,24 @@ async def test_many_keys_whose_time_comes_at_once_take_several_calls(queue: Queu
         await queue.redis.zadd(queue.keys.wake, {hash: 1.0})
     parked, steps = 2000, []
     while parked:
-        await queue.transitions.promote()
+        done = await (queue.transitions.promote() if len(steps) % 2 else queue.upkeep("w1"))
         left = await queue.redis.zcard(queue.keys.parked)
+        assert done.more_due or not left
         steps.append(parked - left)
         parked = left
     assert max(steps) <= 520 and len(await everything(queue)) == 2000
+
+
+async def test_all_that_is_parked_goes_on_when_its_limit_is_gone(queue: Queue):
+    await queue.transitions.limit(IN_ORDER)
+    for part in range(2):
+        await queue.enqueue(*[f"m{part}-{n:04}" for n in range(300)], user_id="u1")
+    assert len(await everything(queue)) == 1
+    await queue.transitions.limit(Limits())
+    while (await queue.upkeep("w1")).more_due:
+        pass
+    assert await queue.redis.zcard(queue.keys.parked) == 0
+    assert len(await everything(queue)) == 599
 
 
 async def test_a_spent_rate_is_not_waited_for_where_nothing_waits(queue: Queue):
@@ -216,6 +229,15 @@ async def test_a_spent_rate_is_waited_for_by_a_suspect_too(queue: Queue):
     await queue.sweep(max_deliveries=2)
     assert (await queue.table())["stream"] == {"a": SUSPECTS}
     assert (await queue.claimed("w2", 10)).wait == pytest.approx(60, abs=1)
+
+
+async def test_the_end_of_a_pause_is_known_before(queue: Queue):
+    await queue.transitions.limit(Limits(key="user_id"))
+    await queue.enqueue("a", user_id="u1")
+    (lease,) = await queue.claim("w1")
+    await hold_up(queue, lease, "u1", 100)
+    assert (await queue.upkeep("w1")).next_due == pytest.approx(100, abs=1)
+    assert (await queue.transitions.promote()).next_due == pytest.approx(100, abs=1)
 
 
 async def test_a_pause_keeps_the_slot_and_the_users_index(queue: Queue):
