@@ -1,12 +1,13 @@
 """The queue that bears a name, whether it has shards or not: for the command line, the dashboard and the exporter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streams_queue.connection import Connection
 from streams_queue.errors import ConfigurationError
 from streams_queue.keys import Keys, name_of_sharded, number_of_shard
 from streams_queue.limits import Limits
+from streams_queue.model import Receipt
 from streams_queue.queue import Queue
 from streams_queue.registry import OutOfOrder, Registry
 from streams_queue.settings import Settings
@@ -22,6 +23,8 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
     def __init__(self, prefix: str, *, url: str | Sequence[str] | None = None) -> None:
         super().__init__(prefix, shards=None, url=url)
         self._name = self.keys
+        self._whole: str | None = None
+        """The queue whose shard this one is."""
 
     def _check_prefix(self) -> None:
         """On Redis Cluster it gets a hash tag when it is open, if it has no shards."""
@@ -55,7 +58,10 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
         """
         name, number = name_of_sharded(self.keys.prefix), number_of_shard(self.keys.prefix)
         registry = None if name is None else await self._registry(name)
-        if name is None or number is None or registry is None or number % registry.servers == 0:
+        if name is None or number is None or registry is None:
+            return self.connection
+        self._whole = name
+        if number % registry.servers == 0:
             return self.connection
         registry.require(name, registry.shards, registry.key, len(self.servers))
         await self.connection.close()
@@ -70,6 +76,31 @@ class NamedQueue(ShardedQueue[dict[str, Any]]):
             raise
         except ConfigurationError:  # who may not look at it, or finds another program's key, has no sharded queue
             return None
+
+    async def enqueue(self, payload: Mapping[str, Any], **how: Any) -> Receipt:
+        """As `Queue.enqueue`.
+
+        Raises:
+            ConfigurationError: this is one shard of a queue, which says itself where its messages belong.
+        """
+        self._refuse_one_shard()
+        return await (super().enqueue(payload, **how) if self.shards else Queue.enqueue(self, payload, **how))
+
+    async def enqueue_many(self, payloads: Sequence[Mapping[str, Any]], **how: Any) -> list[Receipt]:
+        """As `Queue.enqueue_many`.
+
+        Raises:
+            ConfigurationError: this is one shard of a queue, which says itself where its messages belong.
+        """
+        self._refuse_one_shard()
+        return await super().enqueue_many(payloads, **how)
+
+    def _refuse_one_shard(self) -> None:
+        if self._whole is not None:
+            raise ConfigurationError(
+                f"{self.keys.prefix!r} is one shard of queue {self._whole!r}, whose messages go where their key says: "
+                f"write {self._whole!r}"
+            )
 
     def _new_ids(self, payloads: Sequence[Sequence[bytes]]) -> list[str]:
         return super()._new_ids(payloads) if self.shards else Queue._new_ids(self, payloads)

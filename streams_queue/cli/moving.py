@@ -16,9 +16,10 @@ from streams_queue.cli.options import PREFIX, DryRun, Json, Prefix, Url, Yes, on
 from streams_queue.cli.output import Column, Listing, confirm, print_json, remark, say
 from streams_queue.cli.terminal import FAILED, code_of, complain, fail, fail_by
 from streams_queue.connection import Connection
-from streams_queue.errors import StreamsQueueError
+from streams_queue.errors import MigrationError, StreamsQueueError
 from streams_queue.queue import Queue
 from streams_queue.settings import Settings
+from streams_queue.sharding import ShardedQueue
 from streams_queue_migrations import (
     Applied,
     Plan,
@@ -163,6 +164,8 @@ Result = Plan | Applied | RolledBack | Verified | Failed
 
 def _one(prefix: str, url: str | None, dry_run: bool, rollback: bool, force: bool, directory: Path) -> Result:
     async def job(queue: Queue[Any], step: Step) -> tuple[Result, Path | None]:
+        if isinstance(queue, ShardedQueue) and queue.shards:
+            raise MigrationError(f"queue {prefix!r} has shards: it never was of the older kind, and cannot become so")
         if dry_run:
             return await plan(queue, step), None
         if rollback:

@@ -201,3 +201,20 @@ async def test_verify_looks_at_every_shard(run, queue, redis, prefix):
     assert code == 1
     assert f"queue {prefix}: NOT clean; 30 in main" in out
     assert f"fault: all ids have a body; 1 do not, as {harmed}" in out
+
+
+@pytest.mark.parametrize("lines", [None, '{"user_id": "u1"}\n'])
+async def test_one_shard_takes_no_messages_under_its_own_name(run, queue, lines):
+    shard = queue.shards[1].keys.prefix
+    code, out, err = run("enqueue", "-" if lines else '{"user_id": "u1"}', "--prefix", shard, stdin=lines or "")
+    assert (code, out) == (2, "")
+    assert f"{shard!r} is one shard of queue {queue.keys.prefix!r}" in err
+    assert await queue.length() == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--rollback", "--yes"]])
+async def test_a_queue_with_shards_is_none_to_migrate(run, queue, redis, prefix, options):
+    code, _, err = run("migrate", *options)
+    assert code == 1
+    assert f"queue {prefix!r} has shards: it never was of the older kind" in err
+    assert not [key async for key in redis.scan_iter(f"{prefix}:*")]
