@@ -124,7 +124,10 @@ class Claimer:
                 await self._transitions.release(self._consumer, leases)
             except StreamsQueueError as error:
                 logger.warning(
-                    "%d messages could not be handed back, they wait for their lease: %s", len(leases), error
+                    "%d messages of %s could not be handed back, they wait for their lease: %s",
+                    len(leases),
+                    self._transitions.where,
+                    error,
                 )
 
     async def close(self) -> None:
@@ -188,13 +191,22 @@ class Claimer:
                 if isinstance(error, NotJoined) and await self._joined_again():
                     continue
                 if not warned:
-                    logger.warning("the server is unavailable, worker %s waits: %s", self._consumer, error)
+                    logger.warning(
+                        "the server is unavailable, worker %s of %s waits: %s",
+                        self._consumer,
+                        self._transitions.where,
+                        error,
+                    )
                 warned = True
                 await anyio.sleep(pause)
                 pause = min(pause * 2, _PAUSES[1])
             else:
                 if warned:
-                    logger.warning("the server is available again, worker %s goes on", self._consumer)
+                    logger.warning(
+                        "the server is available again, worker %s of %s goes on",
+                        self._consumer,
+                        self._transitions.where,
+                    )
                 return answer
 
     async def _joined_again(self) -> bool:
@@ -203,7 +215,7 @@ class Claimer:
             await self._transitions.join(self._consumer, self._lease, self._one_at_a_time_per)
         except StreamsQueueError:
             return False  # the caller waits, and says why
-        logger.warning("the queue's keys were gone: worker %s joined again", self._consumer)
+        logger.warning("the keys of %s were gone: worker %s joined again", self._transitions.where, self._consumer)
         return True
 
 

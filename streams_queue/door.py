@@ -50,6 +50,11 @@ class Door:
         self.connection = connection
         self.keys = keys
 
+    @property
+    def where(self) -> str:
+        """The queue, or the shard, and its server without credentials: for the log."""
+        return f"queue {self.keys.prefix} at {self.connection.settings.display}"
+
     def _keys_of(self, script: Script, ids: Iterable[str]) -> list[str]:
         """Each message's keys: Cluster wants every key known beforehand declared."""
         named = [getattr(self.keys, kind) for kind in script.keys]

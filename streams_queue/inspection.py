@@ -176,10 +176,12 @@ async def report(connection: Connection, prefix: str) -> None:
             return
         for found in findings:
             level = logging.INFO if found.severity is Severity.NOTE else logging.WARNING
-            text = "queue %s, %s (%s): %s %s Remedy: %s"
-            logger.log(level, text, prefix, found.name, found.severity, found.what, found.why, found.remedy)
+            text = "%s, %s (%s): %s %s Remedy: %s"
+            where = f"queue {prefix} at {connection.settings.display}"
+            logger.log(level, text, where, found.name, found.severity, found.what, found.why, found.remedy)
     if scope.cancelled_caught:
-        logger.info("queue %s: the server did not say within %g s how it is set up", prefix, REPORT_WITHIN)
+        where = f"queue {prefix} at {connection.settings.display}"
+        logger.info("%s: the server did not say within %g s how it is set up", where, REPORT_WITHIN)
 
 
 def faults_of(product: str, version: str, known: Sequence[Fault] = KNOWN_FAULTS) -> list[Fault]:

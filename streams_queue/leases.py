@@ -135,7 +135,10 @@ class LeaseKeeper:
         except Exception as error:  # a thread that ended would let go of everything, and nobody would see
             if not self._failing:
                 expected = isinstance(error, StreamsQueueError)
-                logger.warning("leases cannot be renewed at present: %s", error, exc_info=None if expected else error)
+                logger.warning(
+                    "leases of %s cannot be renewed at present: %s", transitions.where, error,
+                    exc_info=None if expected else error,
+                )  # fmt: skip
             self._failing = True
             return False
         self._failing = False

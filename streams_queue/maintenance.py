@@ -94,7 +94,7 @@ class Maintenance:
                 failing = False
             except StreamsQueueError as error:
                 if not failing:
-                    logger.warning("the queue cannot be looked after at present: %s", error)
+                    logger.warning("%s cannot be looked after at present: %s", self._transitions.where, error)
                 failing = True
             await asyncio.sleep(pause)
 
@@ -219,6 +219,11 @@ class Maintenance:
             moved += swept.recovered
             self.messages_wait |= swept.recovered > 0
             if swept.recovered or swept.dead:
-                logger.warning("%d messages of dead workers handed back, %d given up", swept.recovered, swept.dead)
+                logger.warning(
+                    "%d messages of dead workers handed back, %d given up: %s",
+                    swept.recovered,
+                    swept.dead,
+                    self._transitions.where,
+                )
                 failpoints.hit("mid_sweep")
         return moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -315,3 +316,24 @@ async def test_metrics_and_observers_know_one_queue(queue, prefix):
         held.go.set()
         await until(lambda: value("messages_completed_total") == 8)
     assert value("ready") == 0
+
+
+async def test_warnings_name_the_shard_and_its_server(private, prefix, caplog):
+    caplog.set_level(logging.INFO)
+    pair = private("--requirepass", "hidden-word"), private("--requirepass", "hidden-word")
+    async with ShardedQueue(prefix, shards=2, url=[server.url for server in pair]) as queue:
+        worker = Worker(queue)
+
+        @worker.handler
+        async def handle(message):
+            return None
+
+        async with running(worker):
+            await until(lambda: caplog.text.count("persistence (warning)") == 2)
+            pair[1].stop()
+            await until(lambda: "the server is unavailable, worker" in caplog.text)
+    for server in pair:
+        assert f"queue {prefix} at redis://:***@127.0.0.1:{server.port}/0, persistence (warning)" in caplog.text
+    waits = next(line for line in caplog.text.splitlines() if "the server is unavailable, worker" in line)
+    assert f"of queue {{{prefix}:1}} at redis://:***@127.0.0.1:{pair[1].port}" in waits
+    assert "hidden-word" not in caplog.text
