@@ -192,7 +192,8 @@ async def test_many_keys_whose_time_comes_at_once_take_several_calls(queue: Queu
         hash = hash_of_key("user_id", b"k%d" % key)
         await queue.redis.delete(queue.keys.pause(hash))
         await queue.redis.zadd(queue.keys.wake, {hash: 1.0})
-    parked, steps = 2000, []
+    parked = 2000
+    steps: list[int] = []
     while parked:
         done = await (queue.transitions.promote() if len(steps) % 2 else queue.upkeep("w1"))
         left = await queue.redis.zcard(queue.keys.parked)
