@@ -133,10 +133,11 @@ class Upkeep(NamedTuple):
 
 
 class Place(NamedTuple):
-    """An id in a sorted set, and its score."""
+    """An id in a sorted set, and its score; `shard` says in which shard, where the queue has some."""
 
     id: str
     score: float
+    shard: int | None = None
 
 
 class Page(NamedTuple):

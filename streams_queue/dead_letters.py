@@ -4,6 +4,7 @@ import builtins
 from collections.abc import AsyncIterator, Sequence
 from typing import Generic
 
+from streams_queue.answers import Place
 from streams_queue.codec import Codec
 from streams_queue.errors import Expired
 from streams_queue.model import Message, Payload
@@ -26,8 +27,8 @@ class DeadLetters(Generic[Payload]):
 
         Of one that does not fit the queue's Struct, which may be why it is here, ``data`` is a dict.
         """
-        ids = await self._transitions.dead_letters(max(0, offset), limit) if limit > 0 else []
-        return await self._read(ids)
+        places = await self._transitions.dead_letters(max(0, offset), limit) if limit > 0 else []
+        return await self._read(places)
 
     async def scan(self) -> AsyncIterator[Message[Payload]]:
         """All dead letters, the newest first, as `list` shows them; a hundred of them are in memory at a time.
@@ -35,7 +36,7 @@ class DeadLetters(Generic[Payload]):
         They may be requeued and deleted meanwhile: the others are met all the same. One that dies meanwhile is not.
         """
         async for page in self._transitions.walk("dlq", newest_first=True, count=_SCAN):
-            for letter in await self._read([place.id for place in page.places]):
+            for letter in await self._read(page.places):
                 yield letter
 
     async def requeue(self, id: str) -> bool:
@@ -53,10 +54,10 @@ class DeadLetters(Generic[Payload]):
         """Discard a dead letter; False when there is none of this id."""
         return (await self._transitions.remove([id], only_dead=True))[0]
 
-    async def _read(self, ids: Sequence[str]) -> "builtins.list[Message[Payload]]":
-        found = await self._transitions.read(ids)
+    async def _read(self, places: Sequence[Place]) -> "builtins.list[Message[Payload]]":
+        found = await self._transitions.read_at(places)
         return [
-            self._codec.decode(id, fields, lenient=True)
-            for id, fields in zip(ids, found, strict=True)
+            self._codec.decode(place.id, fields, lenient=True)
+            for place, fields in zip(places, found, strict=True)
             if "timestamp" in fields
         ]

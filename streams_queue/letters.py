@@ -80,13 +80,13 @@ async def server_time(queue: AnyQueue) -> float:
 
 async def read_letters(queue: AnyQueue, page: Page) -> list[Record]:
     """The dead letters of a page, as their JSON has them; reason, error and data are None where the body ran out."""
-    ids = [place.id for place in page.places]
     letters: list[Record] = []
-    for place, fields in zip(page.places, await queue.transitions.read(ids), strict=True):
+    for place, fields in zip(page.places, await queue.transitions.read_at(page.places), strict=True):
         message = queue.codec.decode(place.id, fields) if "timestamp" in fields else None
         letters.append(
             {
                 "id": place.id,
+                "shard": place.shard,
                 "died_at": place.score,
                 "age": page.now - place.score,
                 "reason": message and message.reason,

@@ -194,6 +194,12 @@ class Shards(Transitions):
         """As `Transitions.read`."""
         return await self._of_ids(ids, Transitions.read, bool)
 
+    async def read_at(self, places: Sequence[Place]) -> list[Fields]:
+        """As `Transitions.read_at`: each from its own shard."""
+        homes = [self.routing.holders(place.id) if place.shard is None else [place.shard] for place in places]
+        found = await self._spread([place.id for place in places], homes, Transitions.read)
+        return [next(filter(None, several), several[0]) for several in found]
+
     async def examine(self, ids: Sequence[str]) -> list[Examined]:
         """As `Transitions.examine`."""
         return await self._of_ids(
@@ -209,13 +215,14 @@ class Shards(Transitions):
     async def page(self, set: Literal["main", "dlq"], after: Place, count: int, *, newest_first: bool = False) -> Page:
         """As `Transitions.page`, of all shards in one order: every shard is asked for as many."""
         pages = await self._all(lambda shard: shard.page(set, after, count, newest_first=newest_first))
-        places = sorted((place for page in pages for place in page.places), key=_order, reverse=newest_first)
+        found = [place._replace(shard=shard) for shard, page in enumerate(pages) for place in page.places]
+        places = sorted(found, key=_order, reverse=newest_first)
         return Page(max(page.now for page in pages), places[:count])
 
-    async def dead_letters(self, start: int, count: int) -> list[str]:
+    async def dead_letters(self, start: int, count: int) -> list[Place]:
         """As `Transitions.dead_letters`, by time of death. O(shards · (start + count))."""
         page = await self.page("dlq", Place("", float("inf")), start + count, newest_first=True)
-        return [place.id for place in page.places[start:]]
+        return page.places[start:]
 
     async def stats(self) -> Stats:
         """As `Transitions.stats`, added up; see `added_up`."""

@@ -384,6 +384,10 @@ class Transitions(Door):
             replies += await self._run(scripts.READ, (), [(id,) for id in batch], self._keys_of(scripts.READ, batch))
         return [fields_of(flat) for flat in replies]
 
+    async def read_at(self, places: Sequence[Place]) -> list[Fields]:
+        """As `read`, of the messages at these places: two shards may have the same id."""
+        return await self.read([place.id for place in places])
+
     async def examine(self, ids: Sequence[str]) -> list[Examined]:
         """All that is known of each message. O(log n) each, and the size of its hash."""
         replies: list[list[Any]] = []
@@ -490,11 +494,12 @@ class Transitions(Door):
         with self._translated():
             return await self.connection.client.zscore(self.keys.main, id) is not None
 
-    async def dead_letters(self, start: int, count: int) -> list[str]:
-        """Ids of dead letters, the newest first. O(log n + count)."""
+    async def dead_letters(self, start: int, count: int) -> list[Place]:
+        """Dead letters, the newest first. O(log n + count)."""
         with self._translated():
-            ids = await self.connection.client.execute_command("ZREVRANGE", self.keys.dlq, start, start + count - 1)
-        return [id_of(id) for id in ids]
+            client: Any = self.connection.client
+            found = await client.zrevrange(self.keys.dlq, start, start + count - 1, withscores=True)
+        return [Place(id_of(id), float(score)) for id, score in found]
 
     async def tell(self, channels: Iterable[str], event: bytes) -> None:
         """Tell listeners something that is no transition."""

@@ -259,6 +259,8 @@ class Letter(msgspec.Struct, frozen=True):
     """A dead letter, its secrets hidden; what its body tells is null where that ran out."""
 
     id: str
+    shard: int | None
+    """Where the queue has shards: two may have one of an own id."""
     died_at: float | None
     age: float | None
     reason: str | None

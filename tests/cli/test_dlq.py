@@ -89,7 +89,8 @@ async def test_a_letter_for_scripts(run, queue):
     (letter,) = run("dlq", "list", "--json").json
     assert letter["died_at"] == pytest.approx(time.time(), abs=60)
     assert letter == {
-        "id": "d1", "died_at": letter["died_at"], "age": letter["age"], "reason": "rejected", "attempts": 1,
+        "id": "d1", "shard": None,
+        "died_at": letter["died_at"], "age": letter["age"], "reason": "rejected", "attempts": 1,
         "error": "no stock", "data": {"sku": "A-1", "password": "***"},
     }  # fmt: skip
     heading, row = run("dlq", "list").out.splitlines()

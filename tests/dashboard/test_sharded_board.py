@@ -134,3 +134,20 @@ async def test_a_priority_in_whichever_shard(queue, opened, prefix):
     for id in (made, "own"):
         assert (await api.post(f"/messages/{id}/priority", {"priority": "high"}))["changed"]
         assert (await queue.get(id)).priority == "high"
+
+
+async def test_dead_letters_of_one_id_in_two_shards(queue, opened, prefix):
+    """Each is shown as it is, with its shard."""
+    users = {queue.routing.home("own", [b"user_id", user.encode()]): user for user in ("u1", "u2", "u3", "u4", "u5")}
+    (first, one), (second, other), *_ = sorted(users.items())
+    for user in (one, other):
+        await queue.enqueue({"user_id": user}, id="own")
+    for shard in (first, second):
+        await work(queue.shards[shard], fail)
+    letters = (await (await opened()).get(f"/api/queues/{prefix}/dead-letters")).json()["letters"]
+    shown = {(letter["shard"], letter["data"]["user_id"]) for letter in letters}
+    assert shown == {(first, one), (second, other)}
+    assert {letter.data["user_id"] for letter in await queue.dead_letters.list()} == {one, other}
+    assert {letter.data["user_id"] async for letter in queue.dead_letters.scan()} == {one, other}
+    page = await (await opened()).text(f"/queues/{prefix}/dead")
+    assert f"own shard {first}" in page and f"own shard {second}" in page

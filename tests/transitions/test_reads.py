@@ -352,8 +352,8 @@ async def test_read_gives_hashes_and_nothing_for_what_is_none(queue: Queue):
 async def test_dead_letters_newest_first(queue: Queue):
     for id in ("a", "b", "c"):
         await queue.dead(id)
-    assert await queue.transitions.dead_letters(0, 2) == ["c", "b"]
-    assert await queue.transitions.dead_letters(2, 2) == ["a"]
+    assert [place.id for place in await queue.transitions.dead_letters(0, 2)] == ["c", "b"]
+    assert [place.id for place in await queue.transitions.dead_letters(2, 2)] == ["a"]
 
 
 # ---- update
