@@ -34,12 +34,9 @@ Key = tuple[str, str]
 FIELDS = ("user_id", "chat")
 KEYS: list[Key] = [("user_id", "u1"), ("user_id", "u2"), ("chat", "u1")]
 PAYLOADS: list[dict[str, Any]] = [
-    {},
-    {"user_id": "u1"},
-    {"user_id": "u1", "chat": "u1"},
-    {"user_id": "u2", "chat": "u1"},
-    {"user_id": ""},
-]
+    *[{"user_id": "u1", "chat": "u1"}] * 4, {"user_id": "u1"}, {"user_id": "u2", "chat": "u1"}, {}, {"user_id": ""},
+]  # fmt: skip
+"""Most have the same keys: they are in each other's way."""
 RATES = [None, None, *(Rate(count, PERIOD) for count in (1, 2, 3))]
 SELDOM = [*[None] * 6, Rate(2, PERIOD), Rate(5, PERIOD)]
 """What keeps messages out keeps much else from happening."""
@@ -55,7 +52,8 @@ LIMITS = st.builds(
     normal_share=st.sampled_from([0.2, 0.0, 0.5]),
     low_share=st.sampled_from([0.05, 0.0, 0.25]),
 )
-SOME_LIMITS = st.one_of(LIMITS, st.just(Limits(key="user_id", concurrency_per_key=1)), st.just(Limits()))
+IN_ORDER = st.just(Limits(key="user_id", concurrency_per_key=1))
+SOME_LIMITS = st.one_of(LIMITS, LIMITS, IN_ORDER, IN_ORDER, st.just(Limits()))
 HELPERS = ("parked", "wake", "turns", "parked_of", "rate_of", "pause", "rate")
 
 
@@ -145,10 +143,18 @@ class Limited(Machine):
         ]
         return len(before) < (self.limits.concurrency_per_key or math.inf)
 
-    @initialize(limits=SOME_LIMITS, outsiders=st.booleans())
-    def begin(self, limits: Limits, outsiders: bool) -> None:
-        self.limits_change(limits)
+    @initialize(
+        target=Machine.messages,
+        limits=SOME_LIMITS,
+        outsiders=st.booleans(),
+        payloads=st.lists(st.sampled_from(PAYLOADS), min_size=3, max_size=8),
+    )
+    def begin_with(self, limits: Limits, outsiders: bool, payloads: list[dict[str, Any]]) -> Any:
+        """A queue where some have to wait for others."""
         self.outsiders = outsiders
+        self.limits_change(limits)
+        ids = [self.offer("normal", None, fields, delay=0.0) for fields in payloads]
+        return multiple(*(id for id in ids if isinstance(id, str)))
 
     # ---- into the queue
 
@@ -188,6 +194,7 @@ class Limited(Machine):
         for _, bucket, rate in self.buckets_at_enqueue(message.fields):
             self.spend(bucket, rate)
 
+    @precondition(lambda self: self.outsiders)
     @rule(target=Machine.messages, offset=st.sampled_from([0.0, -2.0, -30.0, 30.0]), fields=st.sampled_from(PAYLOADS))
     def an_old_producer_enqueues(self, offset: float, fields: dict[str, Any]) -> str:
         """Two commands, and a clock of its own."""
@@ -210,6 +217,14 @@ class Limited(Machine):
         for message in unseen:
             message.unseen = False
         return len([m for m in unseen if not m.wild and m.place is Place.QUEUED])
+
+    @rule()
+    def reconcile(self) -> None:
+        if self.unlisted:  # it has parked messages to mend
+            self.do(self.queue.full_pass())
+            self.sees_the_unseen()
+        else:
+            super().reconcile()
 
     async def main(self) -> list[str]:
         line: list[str] = await self.client.zrange(self.queue.keys.main, 0, -1)
@@ -420,6 +435,13 @@ class Limited(Machine):
         if self.is_wild:
             self.read.clear()  # whoever read is long dead
         super().heal()
+
+    @precondition(lambda self: self.tame(Place.PROCESSING))
+    @rule(data=st.data(), hows=st.lists(st.sampled_from(["complete", "retry", "dead_letter", "release"]), min_size=1))
+    def a_busy_worker(self, data: st.DataObject, hows: list[str]) -> None:
+        """Several messages end, each in a way of its own."""
+        for how in hows[: len(self.tame(Place.PROCESSING))]:
+            self.act_on_a_lease(data=data, how=how)
 
     @rule(looked_after=st.booleans())
     def a_hungry_worker(self, looked_after: bool) -> None:

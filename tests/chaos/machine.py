@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
         self.touched = False
         """A body ran out, or somebody edited something: who knows what was counted."""
         self.outsiders = True
-        """There are programs that edit the queue's keys."""
+        """There are old producers, bodies that run out, and programs that edit the queue's keys: upkeep has to mend."""
         self.edited = False
         """Somebody edited something."""
         self.phantoms = False
@@ -410,7 +410,7 @@ class Machine(RuleBasedStateMachine):
             self.counted["requeued_messages"] += 1
             self.queue_up(message)
 
-    @precondition(lambda self: self.tame(Place.QUEUED, Place.RETRY, Place.SCHEDULED))
+    @precondition(lambda self: self.outsiders and self.tame(Place.QUEUED, Place.RETRY, Place.SCHEDULED))
     @rule(data=st.data())
     def a_body_runs_out(self, data: st.DataObject) -> None:
         """As its TTL would have it."""
@@ -586,7 +586,7 @@ class Machine(RuleBasedStateMachine):
             assert not await self.client.zrange(key, 0, -1), f"{key} is not empty"
 
     @initialize()
-    def begin(self) -> None:
+    def begin(self) -> Any:
         """An empty queue."""
 
 

@@ -13,7 +13,7 @@ from chaos.limited import Limited
 from chaos.machine import Machine, settings
 
 
-@pytest.mark.parametrize("machine", [Machine, Limited])
-def test_the_queue_is_as_its_model(server, machine):
+@pytest.mark.parametrize(("machine", "examples"), [(Machine, 30), (Limited, 15)])
+def test_the_queue_is_as_its_model(server, machine, examples):
     machine.server = server
-    run_state_machine_as_test(machine, settings=settings(30))
+    run_state_machine_as_test(machine, settings=settings(examples))
