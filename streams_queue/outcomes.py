@@ -1,6 +1,7 @@
 """What may come of a handler's run, and what a worker makes of it."""
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -26,7 +27,8 @@ class Retry(Exception):  # an instruction, not an error
 
     def __init__(self, delay: float | None = None, key: str | float | bytes | None = None) -> None:
         given: Any = delay
-        if given is not None and (not isinstance(given, (int, float)) or isinstance(given, bool) or math.isnan(given)):
+        is_number = isinstance(given, (int, float, Decimal)) and not isinstance(given, bool)
+        if given is not None and not (is_number and not math.isnan(given)):
             raise InvalidMessage(f"delay {given!r:.200} is not a number of seconds")
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = None if delay is None else float(delay)

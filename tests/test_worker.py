@@ -577,8 +577,8 @@ async def test_leaving_at_any_moment_under_load_keeps_and_charges_nothing(queue,
 async def test_who_is_cancelled_while_it_joins_leaves_no_consumer(queue, redis, prefix, monkeypatch):
     join = Transitions.join
 
-    async def slow(self, consumer, lease):
-        await join(self, consumer, lease)
+    async def slow(self, *terms):
+        await join(self, *terms)
         await asyncio.Event().wait()  # the reply is on its way
 
     monkeypatch.setattr(Transitions, "join", slow)

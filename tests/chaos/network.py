@@ -108,7 +108,7 @@ def _slow(name: str, what: str, mode: Mode, count: tuple[int, int]) -> None:
 
 
 _slow("latency", "latency of 0 to 500 ms on every packet", Mode.DELAY, (10, 200))
-_slow("fragments", "fragments of one byte", Mode.TRICKLE, (20, 500))
+_slow("fragments", "fragments of one byte", Mode.TRICKLE, (5, 500))
 
 
 @fault("13", "connections reset, again and again")
