@@ -330,7 +330,7 @@ async def stopped_at_bad_moments(lab: Lab) -> None:
     """It exits within grace + 1 s; the queue is as it was."""
 
     async def at_start(lane: Lane, pause: float) -> None:
-        worker = await lane._bear("", None, {})
+        worker = await lane._bear("", None, 1.0, {})
         await asyncio.sleep(pause)
         worker.send(signal.SIGTERM)
         code = await worker.ended(5)

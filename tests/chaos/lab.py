@@ -200,20 +200,23 @@ class Lane:
 
     # ---- workers
 
-    async def start(self, count: int = 1, *, failpoints: str = "", url: str | None = None, **orders: Any) -> Process:
-        """Start so many workers and wait until they are there; the last of them."""
-        started = [await self._bear(failpoints, url, orders) for _ in range(count)]
+    async def start(
+        self, count: int = 1, *, failpoints: str = "", url: str | None = None, patience: float = 1.0, **orders: Any
+    ) -> Process:
+        """Start so many workers and wait until they are there; the last of them. `patience`: of their clients."""
+        started = [await self._bear(failpoints, url, patience, orders) for _ in range(count)]
         for worker in started:
             await asyncio.wait_for(asyncio.wait([worker.ready]), 30)
         return started[-1]
 
-    async def _bear(self, armed: str, url: str | None, orders: dict[str, Any]) -> Process:
+    async def _bear(self, armed: str, url: str | None, patience: float, orders: dict[str, Any]) -> Process:
         log = self.lab.directory / f"{self.name}-{len(self.workers)}.log"
         orders = {
             "url": url or self.url, "prefix": self.queue.keys.prefix, "ledger": str(self.ledger.path),
             "lease": self.lab.lease, **orders,
         }  # fmt: skip
-        worker = await self.lab.nursery.worker(self, log, orders, {failpoints.VARIABLE: armed})
+        told = {failpoints.VARIABLE: armed, "REDIS_TIMEOUT": str(patience)}
+        worker = await self.lab.nursery.worker(self, log, orders, told)
         self.workers.append(worker)
         return worker
 

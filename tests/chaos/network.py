@@ -11,6 +11,8 @@ from chaos.scenario import fault
 from chaos.verdict import SECRET
 from helpers import until
 from streams_queue import Queue, QueueUnavailable
+from streams_queue.connection import Connection
+from streams_queue.settings import Settings
 
 
 @fault("13", "half-open connections for three leases")
@@ -94,9 +96,11 @@ def _slow(name: str, what: str, mode: Mode, count: tuple[int, int]) -> None:
         async with lab.lane() as lane, Proxy(lab.server.port) as proxy:
             proxy.delay = lab.size(100, 500) / 1000
             await proxy.set(mode)
-            # Nobody dies here, and a loaded machine passes single bytes on so slowly that a short lease may run out.
-            await lane.start(2, url=proxy.url, lease=10.0)
-            async with Queue[dict[str, str]](lane.name, url=proxy.url) as producer:
+            # Nobody dies here, and a loaded machine passes single bytes on so slowly that replies take seconds.
+            await lane.start(2, url=proxy.url, lease=30.0, patience=10.0)
+            producer = Queue[dict[str, str]](lane.name, url=proxy.url)
+            producer.use(Connection(Settings(proxy.url, 10.0)))
+            async with producer:
                 ids = await lane.enqueue_to(producer, lab.size(*count))
             await lane.idle(120)
             lab.tally.runs += len(ids)
