@@ -318,3 +318,19 @@ async def test_one_whose_body_ran_out_while_it_waited_for_the_rate_of_its_key_co
     await queue.redis.zadd(queue.keys.wake, {U1: 1.0})
     await queue.transitions.promote()
     assert await everything(queue) == ["c"]
+
+
+async def test_one_that_the_list_of_its_key_still_names_costs_nothing_of_the_rate(queue: Queue):
+    """It went on while no limit told keys apart, and so left the list of its key as it was."""
+    await queue.transitions.limit(IN_ORDER)
+    await queue.enqueue("a", "b", "c", user_id="u1")
+    assert await everything(queue, "w1") == ["a"]
+    await queue.transitions.limit(Limits())
+    while (await queue.upkeep("w1")).more_due:
+        pass
+    assert await everything(queue) == ["b", "c"]
+    await queue.transitions.limit(Limits(key="user_id", work_per_key=Rate(1, per=3600)))
+    await queue.enqueue("d", user_id="u1")
+    assert await everything(queue) == []
+    await queue.transitions.promote()
+    assert await everything(queue) == ["d"]

@@ -196,8 +196,8 @@ local function wake_parked(key, now)
       if stands then drop_parked(id) else drop_taken_from(id) end
       try('ZREM', of_key('parked', key), id)
     elseif key_of(body) ~= key or is_turn(key, body, id) then  -- another field tells keys apart by now: a claim sees
+      if call('ZSCORE', PARKED, id) then woken[key] = woken[key] + 1 end  -- else only this list has it still
       unpark(id, body, key)
-      woken[key] = woken[key] + 1
     else
       return true
     end
