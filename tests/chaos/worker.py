@@ -90,15 +90,15 @@ async def main(orders: Orders, ready: Callable[[], None]) -> None:
 
 
 def _when_it_has_joined(ready: Callable[[], None]) -> None:
-    """Call it when the worker says that it works: before, a server that is away ends it."""
+    """Call it when the worker has joined its queue: before, a server that is away ends it."""
 
     def said(record: logging.LogRecord) -> bool:
-        if record.levelno == logging.INFO:
+        if "has joined queue" in str(record.msg):
             ready()
         return record.levelno > logging.INFO
 
-    voice = logging.getLogger("streams_queue.worker")
-    voice.setLevel(logging.INFO)
+    voice = logging.getLogger("streams_queue.consumer")
+    voice.setLevel(logging.DEBUG)
     voice.addFilter(said)
 
 
